@@ -1,0 +1,28 @@
+"""attnlib: attention, worked by hand. The tested implementations behind the notebooks."""
+
+from attnlib.attend import Attended, attend, attention, attention_weights, merge
+from attnlib.causal import CausalAttention
+from attnlib.device import describe_device, get_device
+from attnlib.masks import causal_mask, padding_mask
+from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
+from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
+
+__all__ = [
+    "Attended",
+    "CausalAttention",
+    "MultiHeadAttention",
+    "MultiHeadAttentionWrapper",
+    "SelfAttention_v1",
+    "SelfAttention_v2",
+    "attend",
+    "attention",
+    "attention_weights",
+    "causal_mask",
+    "context_vectors",
+    "describe_device",
+    "get_device",
+    "join_heads",
+    "merge",
+    "padding_mask",
+    "split_heads",
+]

@@ -1,0 +1,84 @@
+"""Bad input becomes one clear error, raised at the door of a function and naming the argument."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(name: str, value: object) -> None:
+    """TypeError unless `value` is a tensor of a real floating-point dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype; got {value.dtype}")
+
+
+def check_shape(name: str, tensor: Tensor, axes: str, sizes: Mapping[str, int] | None = None) -> None:
+    """ValueError unless `tensor` has the axes named in `axes`, with the sizes that are known.
+
+    `axes` is words separated by spaces, as in einops; a leading `...` stands for any number of axes.
+    """
+    sizes = sizes or {}
+    words = axes.split()
+    named = words[1:] if words[0] == "..." else words
+    shape = tuple(tensor.shape)
+    rank_fits = len(shape) >= len(named) if words[0] == "..." else len(shape) == len(named)
+    tail = shape[len(shape) - len(named) :]
+    if not rank_fits or any(size != sizes.get(word, size) for word, size in zip(named, tail)):
+        expected = ", ".join(f"{word}={sizes[word]}" if word in sizes else word for word in words)
+        raise ValueError(f"{name} must have shape ({expected}); got {shape}")
+
+
+def check_same(**tensors: Tensor) -> None:
+    """All on one device (else ValueError) and of one dtype (else TypeError)."""
+    (first_name, first), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != first.device:
+            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; got {tensor.device}")
+        if tensor.dtype != first.dtype:
+            raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}; got {tensor.dtype}")
+
+
+def check_mask(name: str, mask: object, shape: tuple[int, ...], device: torch.device) -> None:
+    """A boolean mask, True = may attend, that broadcasts to `shape` (…, q_tokens, kv_tokens)."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} must be a boolean tensor, True = may attend; got {got}")
+    if mask.device != device:
+        raise ValueError(f"{name} must be on the device of query, {device}; got {mask.device}")
+    fits = mask.ndim <= len(shape) and all(m in (1, s) for m, s in zip(mask.shape[::-1], shape[::-1]))
+    if not fits:
+        axes = ", ".join([*map(str, shape[:-2]), f"q_tokens={shape[-2]}", f"kv_tokens={shape[-1]}"])
+        raise ValueError(f"{name} must broadcast to ({axes}); got {tuple(mask.shape)}")
+
+
+def check_input(x: object, weight: Tensor, d_in: int, context_length: int | None = None) -> None:
+    """What comes in at a module's door: (batch, tokens, d_in) or (tokens, d_in), like the module's own `weight`."""
+    check_tensor("x", x)
+    if x.ndim not in (2, 3) or x.shape[-1] != d_in:
+        raise ValueError(
+            f"x must have shape (batch, tokens, d_in={d_in}) or (tokens, d_in={d_in}); got {tuple(x.shape)}"
+        )
+    if x.device != weight.device:
+        raise ValueError(f"x must be on the device of the module, {weight.device}; got {x.device}")
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"x must have the dtype of the module, {weight.dtype}; got {x.dtype}")
+    if context_length is not None and x.shape[-2] > context_length:
+        raise ValueError(f"x must have at most context_length={context_length} tokens; got {x.shape[-2]}")
+
+
+def check_count(name: str, value: object, *, at_least: int = 1) -> None:
+    """TypeError unless an int (bool is none), ValueError below `at_least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}; got {value}")
+
+
+def check_probability(name: str, value: object) -> None:
+    """A probability of dropping: a number in [0, 1]."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie between 0 and 1; got {value}")

@@ -1,0 +1,227 @@
+"""The one idea: a softmax-weighted average of values, and partial averages that merge exactly."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnlib._checks import check_mask, check_probability, check_same, check_shape, check_tensor
+from attnlib.masks import causal_mask
+
+
+class Attended(NamedTuple):
+    """An average over some keys, and how much those keys weigh together.
+
+    Attributes:
+        output: (…, q_tokens, value_dim), zeros where a query may see no key.
+        logsumexp: (…, q_tokens), ``log Σ_j exp(scores_ij)`` over the keys that query i may see, in float32 at least;
+            −inf where it may see none.
+    """
+
+    output: Tensor
+    logsumexp: Tensor
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Attended:
+    """Average the values with softmax weights, and keep the log-sum-exp that ``merge`` needs.
+
+    Formula: ``scores_ij = scale · q_i · k_j``, ``logsumexp_i = log Σ_j exp(scores_ij)``,
+    ``output_i = Σ_j exp(scores_ij − logsumexp_i) · v_j``, where j runs over the keys that query i may see.
+
+    Args:
+        query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
+        key: (…, kv_tokens, head_dim).
+        value: (…, kv_tokens, value_dim).
+        mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend.
+        is_causal: hide the keys after each query too (upper-left alignment, as in PyTorch).
+        scale: factor on the scores; ``1/√head_dim`` where it is left out.
+        dropout_p: share of the weights that is set to zero, the others growing by 1/(1 − p). The log-sum-exp is that
+            of the weights before dropout.
+
+    Returns:
+        ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, dtypes differ, or the mask is not boolean.
+        ValueError: a shape or a device does not fit, or ``dropout_p`` lies outside 0 … 1.
+
+    Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
+
+    >>> eye = torch.eye(2)
+    >>> output, logsumexp = attend(torch.tensor([[0.0, 2**0.5]]), eye, eye)  # scores [0, 1]
+    >>> output                                                               # [1, e] / (1 + e)
+    tensor([[0.2689, 0.7311]])
+    >>> logsumexp                                                            # log(1 + e)
+    tensor([1.3133])
+    """
+    _check_qkv(query, key, value, mask, dropout_p)
+    scores = _scores(query, key, mask, is_causal, scale)  # (…, q_tokens, kv_tokens)
+    weights, logsumexp = _softmax(scores)
+    weights = F.dropout(weights, dropout_p)
+    with torch.autocast(query.device.type, enabled=False):
+        output = weights @ value.to(weights.dtype)  # (…, q_tokens, value_dim)
+    return Attended(output.to(value.dtype), logsumexp)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Give the softmax weights alone: how much of each key's value goes into each query's average.
+
+    Formula: ``weights_ij = exp(scores_ij) / Σ_j exp(scores_ij)``; arguments and errors as in ``attend``.
+
+    Returns:
+        (…, q_tokens, kv_tokens) in the dtype of ``query``; rows sum to one, or to zero where a query sees no key.
+
+    >>> attention_weights(torch.tensor([[0.0, 2**0.5]]), torch.eye(2))
+    tensor([[0.2689, 0.7311]])
+    """
+    _check_qkv(query, key, key, mask, 0.0)
+    return _softmax(_scores(query, key, mask, is_causal, scale))[0].to(query.dtype)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Give the output of ``attend`` alone, through PyTorch's fused kernel, which never stores the weights.
+
+    Formula, arguments and errors as in ``attend``.
+
+    Returns:
+        (…, q_tokens, value_dim); zeros for a query that may see no key.
+
+    Source: Dao et al. 2022 (FlashAttention), through ``F.scaled_dot_product_attention``.
+
+    >>> eye = torch.eye(2)
+    >>> attention(torch.tensor([[0.0, 2**0.5]]), eye, eye)
+    tensor([[0.2689, 0.7311]])
+    """
+    _check_qkv(query, key, value, mask, dropout_p)
+    if mask is not None and is_causal:  # the fused kernel takes one of the two
+        mask = mask & causal_mask(query.shape[-2], key.shape[-2], device=query.device)
+        is_causal = False
+    return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
+
+
+def merge(parts: Sequence[Attended]) -> Attended:
+    """Merge averages over disjoint sets of keys into the average over all of them, exactly.
+
+    Formula: ``logsumexp = log Σ_p exp(logsumexp_p)``, ``output = Σ_p exp(logsumexp_p − logsumexp) · output_p``.
+    The weight of a part undoes the part's own division and divides once by the total.
+
+    Args:
+        parts: what ``attend`` gave for each set of keys, all with the same queries; shapes broadcast.
+
+    Returns:
+        What ``attend`` gives over the union of the keys, in the dtype of the parts' outputs.
+
+    Raises:
+        TypeError: a part is not an ``Attended``, or dtypes differ.
+        ValueError: there are no parts, or shapes or devices do not fit together.
+
+    Source: Dao et al. 2022 (FlashAttention), section 3.1; Milakov and Gimelshein 2018, "Online normalizer calculation
+    for softmax".
+
+    >>> query, key, value = torch.randn(3, 5), torch.randn(7, 5), torch.randn(7, 2)
+    >>> halves = [attend(query, key[:4], value[:4]), attend(query, key[4:], value[4:])]
+    >>> torch.allclose(merge(halves).output, attend(query, key, value).output, atol=1e-6)
+    True
+    """
+    parts = list(parts)
+    if not parts:
+        raise ValueError("parts must hold at least one Attended; got none")
+    for index, part in enumerate(parts):
+        _check_part(index, part, parts[0])
+    logsumexps = torch.stack(torch.broadcast_tensors(*(part.logsumexp for part in parts)))  # (parts, …, q_tokens)
+    shares, logsumexp = _softmax(logsumexps.movedim(0, -1))  # (…, q_tokens, parts)
+    output = sum(share[..., None] * part.output for share, part in zip(shares.unbind(-1), parts))
+    return Attended(output.to(parts[0].output.dtype), logsumexp)
+
+
+def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """Scaled scores, −inf where a query may not look; (…, q_tokens, kv_tokens), in float32 at least."""
+    if scale is None:
+        scale = max(query.shape[-1], 1) ** -0.5
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.to(dtype) * scale) @ key.to(dtype).mT
+    if is_causal:
+        causal = causal_mask(query.shape[-2], key.shape[-2], device=query.device)
+        mask = causal if mask is None else mask & causal
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+
+
+def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax and log-sum-exp over the last axis; all −inf, or no entry at all, gives zeros and −inf, without NaN in
+    the gradients."""
+    if scores.shape[-1] == 0:
+        return scores, scores.sum(-1) - torch.inf
+    top = scores.detach().amax(-1, keepdim=True)
+    top = top.masked_fill(top == -torch.inf, 0.0)
+    exponentials = (scores - top).exp()
+    total = exponentials.sum(-1, keepdim=True)  # at least 1 wherever there is something to see
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    logsumexp = (total.log() + top).masked_fill(empty, -torch.inf)
+    return exponentials / total, logsumexp.squeeze(-1)
+
+
+def _check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_tensor(name, tensor)
+    check_shape("query", query, "... q_tokens head_dim")
+    check_shape("key", key, "... kv_tokens head_dim", {"head_dim": query.shape[-1]})
+    check_shape("value", value, "... kv_tokens value_dim", {"kv_tokens": key.shape[-2]})
+    check_same(query=query, key=key, value=value)
+    check_probability("dropout_p", dropout_p)
+    try:
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    except RuntimeError:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
+        raise ValueError(f"query, key and value must have leading axes that broadcast; got {shapes}") from None
+    if mask is not None:
+        check_mask("mask", mask, (*leading, query.shape[-2], key.shape[-2]), query.device)
+
+
+def _check_part(index: int, part: Attended, first: Attended) -> None:
+    if not isinstance(part, Attended):
+        raise TypeError(f"parts[{index}] must be an Attended; got {type(part).__name__}")
+    name = f"parts[{index}]"
+    check_tensor(f"{name}.output", part.output)
+    check_tensor(f"{name}.logsumexp", part.logsumexp)
+    check_same(**{"parts[0].output": first.output, f"{name}.output": part.output})
+    check_same(**{"parts[0].logsumexp": first.logsumexp, f"{name}.logsumexp": part.logsumexp})
+    try:
+        torch.broadcast_shapes(part.output.shape[:-1], first.output.shape[:-1])
+        torch.broadcast_shapes(part.logsumexp.shape, first.output.shape[:-1])
+        fits = part.output.shape[-1] == first.output.shape[-1]
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{name} must have output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) like parts[0], "
+            f"{tuple(first.output.shape)}; got {tuple(part.output.shape)} and {tuple(part.logsumexp.shape)}"
+        )

@@ -1,0 +1,84 @@
+"""Choosing where tensors live."""
+
+import os
+import platform
+
+import torch
+
+
+def _available() -> list[str]:
+    """The kinds of device on this machine, the preferred one first."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "cpu": True,
+    }
+    return [name for name, available in there.items() if available]
+
+
+def get_device(prefer: str | torch.device | None = None) -> torch.device:
+    """Choose the device to work on; nothing is remembered, so pass it on yourself.
+
+    The first that is given decides: ``prefer``, then the environment variable ``ATTNLIB_DEVICE``, then whichever of
+    cuda, mps, xpu and cpu this machine has, in that order.
+
+    Args:
+        prefer: a device or its name, such as ``"cpu"`` or ``"cuda:1"``.
+
+    Returns:
+        A ``torch.device``.
+
+    Raises:
+        TypeError: ``prefer`` is neither a device nor a string.
+        ValueError: the device asked for is not on this machine, or is no device; the message lists those that are.
+
+    >>> get_device("cpu")
+    device(type='cpu')
+    """
+    if prefer is not None and not isinstance(prefer, (str, torch.device)):
+        raise TypeError(f"prefer must be a device or its name; got {type(prefer).__name__}")
+    available = _available()
+    asker, wanted = ("prefer", prefer) if prefer is not None else ("ATTNLIB_DEVICE", os.environ.get("ATTNLIB_DEVICE"))
+    if not wanted and prefer is None:
+        return torch.device(available[0])
+    try:
+        device = torch.device(wanted)
+        count = torch.get_device_module(device).device_count() if device.type in available else 0
+    except RuntimeError:  # torch's word for a name that it does not know
+        count = 0
+    if count == 0 or (device.index or 0) >= count:
+        raise ValueError(f"{asker} asks for the device {str(wanted)!r}; this machine has {', '.join(available)}")
+    return device
+
+
+def describe_device(device: torch.device | str) -> str:
+    """Say in one line what a device is: its name, its memory, and the dtypes that attention can use on it.
+
+    Args:
+        device: a device of this machine, or its name.
+
+    Returns:
+        One line, such as ``cuda: NVIDIA H200, 139.8 GiB, float64 float32 bfloat16 float16``.
+
+    Raises:
+        TypeError, ValueError: as ``get_device``.
+
+    >>> describe_device("cpu").startswith("cpu: ")
+    True
+    """
+    device = get_device(device)
+    dtypes = "float64 float32 bfloat16 float16"
+    memory = None
+    if device.type == "cpu":
+        name = platform.processor() or platform.machine()
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # Linux and macOS; Windows has no sysconf
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    elif device.type == "mps":
+        name, memory = "Apple GPU", torch.mps.recommended_max_memory()
+        dtypes = "float32 bfloat16 float16"
+    else:
+        properties = torch.get_device_module(device).get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+    size = f"{memory / 2**30:.1f} GiB" if memory else "memory unknown"
+    return f"{device}: {name}, {size}, {dtypes}"

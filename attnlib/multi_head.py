@@ -1,0 +1,229 @@
+"""Multi-head attention: several small attentions side by side, as copies and as one split projection."""
+
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from attnlib._checks import check_count, check_input, check_probability, check_shape, check_tensor
+from attnlib.attend import attention, attention_weights
+from attnlib.causal import CausalAttention
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Cut the last axis into heads and bring them before the tokens.
+
+    Formula: ``out[…, h, t, c] = x[…, t, h · head_dim + c]`` with ``head_dim = d_out / num_heads``.
+
+    Args:
+        x: (…, tokens, d_out).
+        num_heads: how many heads; must divide d_out.
+
+    Returns:
+        (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor, ``num_heads`` no int.
+        ValueError: fewer than two axes, or d_out not divisible by ``num_heads``.
+
+    >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
+    torch.Size([2, 3, 5, 4])
+    """
+    check_tensor("x", x)
+    check_shape("x", x, "... tokens d_out")
+    check_count("num_heads", num_heads)
+    _check_divisible(x.shape[-1], num_heads)
+    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(-2, -3)  # (…, num_heads, tokens, head_dim)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """Put the heads back side by side: the inverse of ``split_heads``.
+
+    Args:
+        x: (…, num_heads, tokens, head_dim).
+
+    Returns:
+        (…, tokens, num_heads · head_dim).
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor.
+        ValueError: fewer than three axes.
+
+    >>> x = torch.rand(2, 5, 12)
+    >>> torch.equal(join_heads(split_heads(x, 3)), x)
+    True
+    """
+    check_tensor("x", x)
+    check_shape("x", x, "... num_heads tokens head_dim")
+    return x.transpose(-2, -3).flatten(-2)  # (…, tokens, num_heads * head_dim)
+
+
+class MultiHeadAttentionWrapper(nn.Module):
+    """Several ``CausalAttention`` modules side by side, their outputs joined.
+
+    Formula: ``concat(head_1(x), …, head_n(x))`` along the last axis; no output projection.
+
+    Args:
+        d_in: size of a token's vector.
+        d_out: size of each head's output.
+        context_length: the most tokens that x may have.
+        num_heads: how many heads.
+        dropout: share of the weights dropped while training, 0 … 1.
+        qkv_bias: whether the Linears have a bias.
+
+    Attributes:
+        heads: ``nn.ModuleList`` of ``CausalAttention(d_in, d_out, …)``.
+
+    Raises:
+        TypeError, ValueError: as ``CausalAttention``.
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+
+    >>> MultiHeadAttentionWrapper(d_in=3, d_out=2, context_length=6, num_heads=2)(torch.rand(2, 6, 3)).shape
+    torch.Size([2, 6, 4])
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        num_heads: int,
+        dropout: float = 0.1,
+        qkv_bias: bool = False,
+    ) -> None:
+        super().__init__()
+        check_count("num_heads", num_heads)
+        self.heads = nn.ModuleList(
+            CausalAttention(d_in, d_out, context_length, dropout, qkv_bias) for _ in range(num_heads)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Joined context vectors (…, tokens, num_heads · d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
+        return torch.cat([head(x) for head in self.heads], dim=-1)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one."""
+        return torch.stack([head.attention_weights(x) for head in self.heads], dim=-3)
+
+
+class MultiHeadAttention(nn.Module):
+    """Causal multi-head attention with one projection that is split into heads.
+
+    Formula: ``out_proj(concat(A_1, …, A_n))`` with ``A_h = softmax(Q_h K_hᵀ / √head_dim + M) V_h``, where Q_h is the
+    h-th slice of ``head_dim = d_out / num_heads`` columns of ``W_query(x)``, and M hides the future.
+
+    Args:
+        d_in: size of a token's vector.
+        d_out: size of a context vector, over all heads together; divisible by ``num_heads``.
+        context_length: the most tokens that x may have.
+        dropout: share of the weights dropped while training, 0 … 1.
+        num_heads: how many heads.
+        qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
+
+    Attributes:
+        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``; out_proj: ``nn.Linear(d_out, d_out)``; created in this
+            order. There is no mask buffer.
+
+    Raises:
+        TypeError, ValueError: as ``CausalAttention``, or d_out is not divisible by ``num_heads``.
+
+    Source: Vaswani et al. 2017, section 3.2.2.
+
+    >>> MultiHeadAttention(d_in=3, d_out=4, context_length=6, dropout=0.0, num_heads=2)(torch.rand(2, 6, 3)).shape
+    torch.Size([2, 6, 4])
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, context_length: int, dropout: float, num_heads: int, qkv_bias: bool = False
+    ) -> None:
+        super().__init__()
+        check_count("d_in", d_in)
+        check_count("d_out", d_out)
+        check_count("context_length", context_length)
+        check_count("num_heads", num_heads)
+        check_probability("dropout", dropout)
+        _check_divisible(d_out, num_heads)
+        self.context_length = context_length
+        self.num_heads = num_heads
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
+
+    @classmethod
+    def from_torch(cls, attention: nn.MultiheadAttention, *, context_length: int = sys.maxsize) -> "MultiHeadAttention":
+        """Make a causal module that computes what ``nn.MultiheadAttention`` does with copies of its weights.
+
+        Call the original with ``need_weights=False, is_causal=True`` and an ``attn_mask`` that is True above the
+        diagonal (there True means hide) to get the same numbers. Ours always takes the batch first.
+
+        Args:
+            attention: self-attention; ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` at their defaults.
+            context_length: the most tokens; the original has no limit, nor has the copy where this is left out.
+
+        Raises:
+            TypeError: ``attention`` is no ``nn.MultiheadAttention``.
+            ValueError: it has one of the options named above.
+        """
+        if not isinstance(attention, nn.MultiheadAttention):
+            raise TypeError(f"attention must be an nn.MultiheadAttention; got {type(attention).__name__}")
+        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError("attention must be plain self-attention: no kdim, vdim, add_bias_kv or add_zero_attn")
+        size, has_bias = attention.embed_dim, attention.in_proj_bias is not None
+        module = cls(size, size, context_length, attention.dropout, attention.num_heads, qkv_bias=has_bias)
+        module.to(attention.in_proj_weight).train(attention.training)
+        with torch.no_grad():
+            for linear, weight in zip(module._qkv(), attention.in_proj_weight.chunk(3)):
+                linear.weight.copy_(weight)
+            module.out_proj.weight.copy_(attention.out_proj.weight)
+            module.out_proj.bias.zero_()
+            if has_bias:
+                for linear, bias in zip(module._qkv(), attention.in_proj_bias.chunk(3)):
+                    linear.bias.copy_(bias)
+                module.out_proj.bias.copy_(attention.out_proj.bias)
+        return module
+
+    def to_torch(self) -> nn.MultiheadAttention:
+        """Make an ``nn.MultiheadAttention(batch_first=True)`` with copies of these weights: the inverse of
+        ``from_torch``.
+
+        Raises:
+            ValueError: d_in differs from d_out, which ``nn.MultiheadAttention`` cannot hold for self-attention.
+        """
+        d_out, d_in = self.W_query.weight.shape
+        if d_in != d_out:
+            raise ValueError(f"nn.MultiheadAttention needs d_in equal to d_out; got d_in={d_in}, d_out={d_out}")
+        attention = nn.MultiheadAttention(d_out, self.num_heads, self.dropout.p, batch_first=True)
+        attention.to(self.W_query.weight).train(self.training)
+        with torch.no_grad():
+            attention.in_proj_weight.copy_(torch.cat([linear.weight for linear in self._qkv()]))
+            attention.in_proj_bias.zero_()
+            if self.W_query.bias is not None:
+                attention.in_proj_bias.copy_(torch.cat([linear.bias for linear in self._qkv()]))
+            attention.out_proj.weight.copy_(self.out_proj.weight)
+            attention.out_proj.bias.copy_(self.out_proj.bias)
+        return attention
+
+    def _qkv(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+        return self.W_query, self.W_key, self.W_value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
+        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        query, key, value = (split_heads(linear(x), self.num_heads) for linear in self._qkv())
+        dropout_p = self.dropout.p if self.training else 0.0
+        heads = attention(query, key, value, is_causal=True, dropout_p=dropout_p)  # (…, num_heads, tokens, head_dim)
+        return self.out_proj(join_heads(heads))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Weights (…, num_heads, tokens, tokens) before dropout, zero above the diagonal; rows sum to one."""
+        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        query, key, _ = (split_heads(linear(x), self.num_heads) for linear in self._qkv())
+        return attention_weights(query, key, is_causal=True)
+
+
+def _check_divisible(d_out: int, num_heads: int) -> None:
+    if d_out % num_heads:
+        raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")

@@ -1,0 +1,143 @@
+"""Self-attention: every token asks, every token answers; without trained weights, and with them."""
+
+import torch
+from torch import Tensor, nn
+
+from attnlib._checks import check_count, check_input, check_tensor
+from attnlib.attend import attend, attention, attention_weights
+
+
+def context_vectors(x: Tensor) -> Tensor:
+    """Average the tokens by how alike they are, with no trained weights and no scale.
+
+    Formula: ``softmax(x xᵀ) x``, a softmax over each row.
+
+    Args:
+        x: (…, tokens, d_in).
+
+    Returns:
+        Context vectors (…, tokens, d_in).
+
+    Raises:
+        TypeError: ``x`` is no floating-point tensor.
+        ValueError: ``x`` has fewer than two axes.
+
+    Source: Raschka 2024, "Build a Large Language Model (From Scratch)", section 3.3.
+
+    >>> context_vectors(torch.eye(2))  # weights [e, 1] / (e + 1)
+    tensor([[0.7311, 0.2689],
+            [0.2689, 0.7311]])
+    """
+    check_tensor("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x must have shape (..., tokens, d_in); got {tuple(x.shape)}")
+    return attend(x, x, x, scale=1.0).output
+
+
+class SelfAttention_v1(nn.Module):
+    """Self-attention with its three weight matrices as bare parameters.
+
+    Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = x W_query + bias_query``, and K and V likewise.
+
+    Args:
+        d_in: size of a token's vector.
+        d_out: size of a query, a key, a value and a context vector.
+        qkv_bias: add a trained vector (d_out,) after each product; it starts at zero.
+
+    Attributes:
+        W_query, W_key, W_value: (d_in, d_out), drawn with ``torch.randn`` in this order.
+        bias_query, bias_key, bias_value: (d_out,), or None without ``qkv_bias``.
+
+    Raises:
+        TypeError, ValueError: ``d_in`` or ``d_out`` is no positive int; in ``forward``, x of a wrong shape, dtype or
+            device.
+
+    Source: Vaswani et al. 2017, section 3.2.1.
+
+    >>> SelfAttention_v1(d_in=3, d_out=2)(torch.rand(6, 3)).shape
+    torch.Size([6, 2])
+    """
+
+    def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False) -> None:
+        super().__init__()
+        check_count("d_in", d_in)
+        check_count("d_out", d_out)
+        self.W_query = nn.Parameter(torch.randn(d_in, d_out))
+        self.W_key = nn.Parameter(torch.randn(d_in, d_out))
+        self.W_value = nn.Parameter(torch.randn(d_in, d_out))
+        for name in ("bias_query", "bias_key", "bias_value"):
+            self.register_parameter(name, nn.Parameter(torch.zeros(d_out)) if qkv_bias else None)
+
+    @classmethod
+    def from_v2(cls, v2: "SelfAttention_v2") -> "SelfAttention_v1":
+        """Make a v1 that computes what ``v2`` does: copies of its weights, transposed, and of its biases.
+
+        Raises:
+            TypeError: ``v2`` is not a ``SelfAttention_v2``.
+        """
+        if not isinstance(v2, SelfAttention_v2):
+            raise TypeError(f"v2 must be a SelfAttention_v2; got {type(v2).__name__}")
+        v1 = cls(v2.W_query.in_features, v2.W_query.out_features, qkv_bias=v2.W_query.bias is not None)
+        for name in ("query", "key", "value"):
+            linear = getattr(v2, f"W_{name}")
+            setattr(v1, f"W_{name}", nn.Parameter(linear.weight.detach().T.clone()))
+            if linear.bias is not None:
+                setattr(v1, f"bias_{name}", nn.Parameter(linear.bias.detach().clone()))
+        return v1
+
+    def _project(self, x: Tensor, name: str) -> Tensor:
+        projected = x @ getattr(self, f"W_{name}")  # (…, tokens, d_out)
+        bias = getattr(self, f"bias_{name}")
+        return projected if bias is None else projected + bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
+        check_input(x, self.W_query, self.W_query.shape[0])
+        return attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Weights (…, tokens, tokens): a row for each query, summing to one."""
+        check_input(x, self.W_query, self.W_query.shape[0])
+        return attention_weights(self._project(x, "query"), self._project(x, "key"))
+
+
+class SelfAttention_v2(nn.Module):
+    """Self-attention with ``nn.Linear`` layers, which bring a better initialisation and a real bias.
+
+    Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = W_query(x)``, and K and V likewise. A Linear stores its weight as
+    (d_out, d_in), the transpose of v1's.
+
+    Args:
+        d_in: size of a token's vector.
+        d_out: size of a query, a key, a value and a context vector.
+        qkv_bias: whether the three Linears have a bias.
+
+    Attributes:
+        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``, created in this order.
+
+    Raises:
+        TypeError, ValueError: as ``SelfAttention_v1``.
+
+    Source: Vaswani et al. 2017, section 3.2.1.
+
+    >>> SelfAttention_v2(d_in=3, d_out=2)(torch.rand(5, 6, 3)).shape
+    torch.Size([5, 6, 2])
+    """
+
+    def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False) -> None:
+        super().__init__()
+        check_count("d_in", d_in)
+        check_count("d_out", d_out)
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
+        check_input(x, self.W_query.weight, self.W_query.in_features)
+        return attention(self.W_query(x), self.W_key(x), self.W_value(x))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Weights (…, tokens, tokens): a row for each query, summing to one."""
+        check_input(x, self.W_query.weight, self.W_query.in_features)
+        return attention_weights(self.W_query(x), self.W_key(x))
