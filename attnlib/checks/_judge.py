@@ -1,0 +1,100 @@
+"""How a learner's function is judged: run it on fresh inputs, and give the mistake its name."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIGNS = {"passed": "✓", "failed": "✗", "not yet": "○"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check has to say; true where the answer passed."""
+
+    status: str
+    message: str
+
+    def __bool__(self) -> bool:
+        return self.status == "passed"
+
+    def __repr__(self) -> str:
+        return f"{SIGNS[self.status]} {self.message}"
+
+
+def judge(
+    answer: Callable,
+    reference: Callable,
+    cases: Sequence[tuple],
+    *,
+    mistakes: Mapping[str, Callable] | None = None,
+    success: str = "Right.",
+) -> Verdict:
+    """Compare a learner's function with a reference on every case.
+
+    Args:
+        answer: what the learner wrote.
+        reference: gives the right result for the same arguments.
+        cases: tuples of arguments, with unequal sizes, so that a mixed-up axis shows. Tensors are copied for each call.
+        mistakes: a sentence that names a likely mistake, and a function that makes it; the first that gives the
+            learner's result is the one that is named.
+        success: what to say when everything is right.
+    """
+    if not callable(answer):
+        return Verdict("failed", f"Hand over the function itself, uncalled; this is a {type(answer).__name__}.")
+    name = getattr(answer, "__name__", type(answer).__name__)
+    for inputs in cases:
+        fresh = _copied(inputs)
+        try:
+            got = answer(*fresh)
+        except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
+            return Verdict("failed", f"{name} raised {type(error).__name__}: {error}")
+        if got is None or got is Ellipsis:
+            return Verdict("not yet", f"Not written yet: {name} returns nothing. Write it, and run this cell again.")
+        if any(isinstance(x, Tensor) and not torch.equal(x, y) for x, y in zip(inputs, fresh)):
+            return Verdict("failed", f"{name} changes its input. Use operations that make a new tensor.")
+        fault = _fault(name, got, reference(*_copied(inputs)), inputs, mistakes or {})
+        if fault:
+            return Verdict("failed", fault)
+    return Verdict("passed", success)
+
+
+def _copied(inputs: tuple) -> tuple:
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _tensor(value: object) -> Tensor | None:
+    try:
+        return torch.as_tensor(value).detach().double()
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _same(got: Tensor, want: Tensor) -> bool:
+    return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def _fault(name: str, got: object, want: object, inputs: tuple, mistakes: Mapping[str, Callable]) -> str | None:
+    """The sentence that says what is wrong with `got`, or None."""
+    result, want = _tensor(got), _tensor(want)
+    if result is None:
+        return f"{name} must return a tensor or a number; it returned a {type(got).__name__}."
+    if _same(result, want):
+        return None
+    for sentence, mistake in mistakes.items():
+        try:
+            wrong = _tensor(mistake(*_copied(inputs)))
+        except Exception:  # a mistake that cannot even run on this case is not the one that was made
+            continue
+        if wrong is not None and _same(result, wrong):
+            return sentence
+    if result.shape != want.shape:
+        return f"{name} should return the shape {tuple(want.shape)}; it returned {tuple(result.shape)}."
+    if result.isnan().any() and not want.isnan().any():
+        return f"{name} returns NaN: somewhere inf − inf or 0 / 0 was computed."
+    gap = (result - want).abs().nan_to_num(torch.inf)
+    place = tuple(int(index) for index in torch.unravel_index(gap.argmax(), want.shape))
+    at = f" at {list(place)}" if place else ""
+    got_there, want_there = float(result[place]), float(want[place])
+    return f"{name} has the right shape, but{at} it gives {got_there:.4f} where {want_there:.4f} is right."

@@ -1,0 +1,52 @@
+"""Settings of nbval for this repository: attnlib is found, and floats are compared to the last printed digit.
+
+Words, integers and shapes are compared exactly. A number with a decimal point may differ by one unit in the last digit that
+the notebook prints, because another processor may round the last digit the other way.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent
+FLOAT = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
+
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+class Printed(str):
+    """A printed output that equals another when all but its floats is the same, and its floats are near."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, str):
+            return NotImplemented
+        mine, theirs = FLOAT.findall(self), FLOAT.findall(other)
+        # Runs of spaces shrink to one: a minus sign that comes or goes with a rounded zero moves the columns.
+        words, other_words = (re.sub(r"\s+", " ", FLOAT.sub("#", text)) for text in (self, other))
+        return words == other_words and all(near(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def near(a: str, b: str) -> bool:
+    """Whether two printed numbers differ by at most one unit in the last digit of the one printed with fewer."""
+    units = []
+    for text in (a, b):
+        mantissa, _, exponent = text.partition("e")
+        units.append(10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2])))
+    return abs(float(a) - float(b)) <= 1.01 * max(units)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each notebook cell the comparison above, and more time for its output on a busy machine."""
+    if type(item).__name__ == "IPyNbCell":
+        sanitize = item.sanitize
+        item.sanitize = lambda text: Printed(sanitize(text)) if isinstance(text, str) else text
+        item.output_timeout = 60

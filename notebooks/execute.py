@@ -1,0 +1,57 @@
+"""Run notebooks from top to bottom in a fresh kernel and leave clean files: python notebooks/execute.py [NOTEBOOK ...]
+
+What stays is what a reader needs and what can be compared: sources, outputs, tags. Timings, widget state and the versions
+of this machine's kernel go. The hash of the sources is kept, so that a test can tell a notebook that was edited afterwards.
+"""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def source_hash(notebook: nbformat.NotebookNode) -> str:
+    """A hash of all code, in order."""
+    code = "\0".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+def normalise(notebook: nbformat.NotebookNode) -> None:
+    """Drop from an executed notebook what changes from run to run or cannot be shown without a kernel."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            "attnlib": {"source_hash": source_hash(notebook)},
+        }
+    )
+    for cell in notebook.cells:
+        cell.metadata = nbformat.from_dict(
+            {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
+        )
+        if cell.cell_type == "code" and "interactive" in cell.metadata.get("tags", []):
+            cell.outputs = []
+
+
+def execute(path: Path) -> None:
+    """Run one notebook in its own folder and write it back, only if every cell ran."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+    )
+    client.execute()
+    normalise(notebook)
+    unfinished = path.with_suffix(".part")
+    nbformat.write(notebook, unfinished)
+    os.replace(unfinished, path)
+
+
+if __name__ == "__main__":
+    for path in [Path(argument) for argument in sys.argv[1:]] or sorted(FOLDER.glob("*.ipynb")):
+        print(f"executing {path.name}", flush=True)
+        execute(path)
