@@ -3,6 +3,7 @@
 from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.causal import CausalAttention
 from attnlib.device import describe_device, get_device
+from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask, padding_mask
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
@@ -10,6 +11,7 @@ from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_v
 __all__ = [
     "Attended",
     "CausalAttention",
+    "LSHSelfAttention",
     "MultiHeadAttention",
     "MultiHeadAttentionWrapper",
     "SelfAttention_v1",
@@ -21,8 +23,11 @@ __all__ = [
     "context_vectors",
     "describe_device",
     "get_device",
+    "hash_buckets",
     "join_heads",
+    "lsh_attention",
     "merge",
     "padding_mask",
+    "random_rotations",
     "split_heads",
 ]
