@@ -5,13 +5,17 @@ from attnlib.causal import CausalAttention
 from attnlib.device import describe_device, get_device
 from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask, padding_mask
+from attnlib.memory import KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
 
 __all__ = [
     "Attended",
     "CausalAttention",
+    "KVMemory",
     "LSHSelfAttention",
+    "MemoryAttention",
+    "MemoryHits",
     "MultiHeadAttention",
     "MultiHeadAttentionWrapper",
     "SelfAttention_v1",
@@ -30,4 +34,6 @@ __all__ = [
     "padding_mask",
     "random_rotations",
     "split_heads",
+    "split_memory_heads",
+    "topk_attend",
 ]
