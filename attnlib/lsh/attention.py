@@ -22,16 +22,16 @@ def lsh_attention(
 ) -> Tensor:
     """Let each token attend to the tokens that share its bucket, in any of several rounds of hashing.
 
-    Formula: ``output_i = Σ_j exp(s_ij) v_j / Σ_j exp(s_ij)`` with ``s_ij = scale · q_i · q_j / ‖q_j‖``: queries and keys
-    are the same vectors, the keys at length 1. j runs over what i sees in at least one round. A round sorts the tokens
-    by (bucket, position) and cuts them into chunks; token i sees those of its bucket in its own chunk and in the
+    Formula: ``output_i = Σ_j exp(s_ij) v_j / Σ_j exp(s_ij)`` with ``s_ij = scale · q_i · q_j / ‖q_j‖``: queries and
+    keys are the same vectors, the keys at length 1. j runs over what i sees in at least one round. A round sorts the
+    tokens by (bucket, position) and cuts them into chunks; token i sees those of its bucket in its own chunk and in the
     chunk before, never around the end. It sees itself only where it sees nothing else in any round.
 
     With ``is_causal`` token i sees the entries of its own bucket that stand at most ``chunk_size`` places before it in
     sorted order. Where the number of buckets does not depend on the length, **a forward on any prefix then equals the
-    forward on the whole.** With ``is_causal`` and ``across_buckets`` the chunk rule stays and later positions are hidden:
-    no value leaks back, but a later token moves the borders of the chunks, and a prefix gives other outputs than the
-    whole.
+    forward on the whole.** With ``is_causal`` and ``across_buckets`` the chunk rule stays and later positions are
+    hidden: no value leaks back, but a later token moves the borders of the chunks, and a prefix gives other outputs
+    than the whole.
 
     Args:
         query_key: (batch, heads, tokens, head_dim), any number of tokens. A vector of zeros makes a key of zeros.

@@ -12,15 +12,15 @@ from attnlib.multi_head import join_heads, split_heads
 class LSHSelfAttention(nn.Module):
     """Multi-head self-attention by hashing, with one projection for queries and keys.
 
-    Formula: ``out_proj(concat(A_1, …, A_n))`` where A_h is ``lsh_attention`` of the h-th slices of ``W_query_key(x)`` and
-    ``W_value(x)``, each ``head_dim = d_out / num_heads`` wide, with scale 1 and every key counted once.
+    Formula: ``out_proj(concat(A_1, …, A_n))`` where A_h is ``lsh_attention`` of the h-th slices of ``W_query_key(x)``
+    and ``W_value(x)``, each ``head_dim = d_out / num_heads`` wide, with scale 1 and every key counted once.
 
     The rounds hash with directions that are a buffer, so that a saved layer finds the same buckets again and every
-    forward is deterministic. They are drawn from a seed of their own, 0, and never touch the global generator. To train,
-    call ``resample_rotations`` before each step or now and then.
+    forward is deterministic. They are drawn from a seed of their own, 0, and never touch the global generator. To
+    train, call ``resample_rotations`` before each step or now and then.
 
-    There is no length below which this layer falls back to full attention: it hides the tokens of other buckets, so that
-    full attention is another function however few the tokens are.
+    There is no length below which this layer falls back to full attention: it hides the tokens of other buckets, so
+    that full attention is another function however few the tokens are.
 
     Args:
         d_in: size of a token's vector.
@@ -37,8 +37,8 @@ class LSHSelfAttention(nn.Module):
         rotations: buffer (num_heads, num_hashes, head_dim, num_buckets // 2), kept in the ``state_dict``.
 
     Raises:
-        TypeError, ValueError: a size is no positive int, d_out is not divisible by ``num_heads``, or ``num_buckets`` is odd;
-            in ``forward``, x of a wrong shape, dtype or device.
+        TypeError, ValueError: a size is no positive int, d_out is not divisible by ``num_heads``, or ``num_buckets`` is
+            odd; in ``forward``, x of a wrong shape, dtype or device.
 
     Source: Kitaev et al. 2020, "Reformer", section 2.
 
@@ -82,7 +82,7 @@ class LSHSelfAttention(nn.Module):
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real; padding gets what ``out_proj`` makes of zeros.
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real; padding gets what ``out_proj`` makes of 0.
         """
         check_input(x, self.W_query_key.weight, self.W_query_key.in_features)
         if x.ndim == 2:
