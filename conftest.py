@@ -1,7 +1,7 @@
 """Settings of nbval for this repository: attnlib is found, and floats are compared to the last printed digit.
 
-Words, integers and shapes are compared exactly. A number with a decimal point may differ by one unit in the last digit that
-the notebook prints, because another processor may round the last digit the other way.
+Words, integers and shapes are compared exactly. A number with a decimal point may differ by one unit in the last digit
+that the notebook prints, because another processor may round the last digit the other way.
 """
 
 import os

@@ -53,7 +53,7 @@ def check_mask(name: str, mask: object, shape: tuple[int, ...], device: torch.de
         raise ValueError(f"{name} must broadcast to ({axes}); got {tuple(mask.shape)}")
 
 
-def check_input(x: object, weight: Tensor, d_in: int, context_length: int | None = None) -> None:
+def check_input(x: Tensor, weight: Tensor, d_in: int, context_length: int | None = None) -> None:
     """What comes in at a module's door: (batch, tokens, d_in) or (tokens, d_in), like the module's own `weight`."""
     check_tensor("x", x)
     if x.ndim not in (2, 3) or x.shape[-1] != d_in:

@@ -157,8 +157,8 @@ def merge(parts: Sequence[Attended]) -> Attended:
         _check_part(index, part, parts[0])
     logsumexps = torch.stack(torch.broadcast_tensors(*(part.logsumexp for part in parts)))  # (parts, …, q_tokens)
     shares, logsumexp = _softmax(logsumexps.movedim(0, -1))  # (…, q_tokens, parts)
-    output = sum(share[..., None] * part.output for share, part in zip(shares.unbind(-1), parts))
-    return Attended(output.to(parts[0].output.dtype), logsumexp)
+    outputs = torch.stack([share[..., None] * part.output for share, part in zip(shares.unbind(-1), parts)])
+    return Attended(outputs.sum(0).to(parts[0].output.dtype), logsumexp)
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:

@@ -40,7 +40,7 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
         raise TypeError(f"prefer must be a device or its name; got {type(prefer).__name__}")
     available = _available()
     asker, wanted = ("prefer", prefer) if prefer is not None else ("ATTNLIB_DEVICE", os.environ.get("ATTNLIB_DEVICE"))
-    if not wanted and prefer is None:
+    if wanted is None or (wanted == "" and prefer is None):  # a variable set to nothing asks for nothing
         return torch.device(available[0])
     try:
         device = torch.device(wanted)

@@ -1,7 +1,7 @@
-"""Run notebooks from top to bottom in a fresh kernel and leave clean files: python notebooks/execute.py [NOTEBOOK ...]
+"""Run notebooks from top to bottom in a fresh kernel and leave clean files: python run.py execute [NOTEBOOK ...]
 
-What stays is what a reader needs and what can be compared: sources, outputs, tags. Timings, widget state and the versions
-of this machine's kernel go. The hash of the sources is kept, so that a test can tell a notebook that was edited afterwards.
+What stays is what a reader needs and what can be compared: sources, outputs, tags. Timings, widget state and the
+versions of this machine's kernel go. A hash of the sources is kept, so that a test can tell what was edited afterwards.
 """
 
 import hashlib

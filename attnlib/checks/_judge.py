@@ -75,9 +75,9 @@ def _same(got: Tensor, want: Tensor) -> bool:
     return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _fault(name: str, got: object, want: object, inputs: tuple, mistakes: Mapping[str, Callable]) -> str | None:
+def _fault(name: str, got: object, right: object, inputs: tuple, mistakes: Mapping[str, Callable]) -> str | None:
     """The sentence that says what is wrong with `got`, or None."""
-    result, want = _tensor(got), _tensor(want)
+    result, want = _tensor(got), torch.as_tensor(right).detach().double()
     if result is None:
         return f"{name} must return a tensor or a number; it returned a {type(got).__name__}."
     if _same(result, want):
