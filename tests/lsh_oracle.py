@@ -1,4 +1,4 @@
-"""LSH attention as its definition says it: which keys a query sees, found by loops; then one dense softmax in float64."""
+"""LSH attention as its definition says it: visible keys found by loops, then one dense softmax in float64."""
 
 import torch
 from torch import Tensor

@@ -19,7 +19,7 @@ def attend_rounds(
     scale: float,
 ) -> Tensor:
     """``lsh_attention`` with the buckets given: int64 (batch, heads, num_hashes, tokens)."""
-    batch, heads, rounds, tokens = buckets.shape
+    batch, _, rounds, tokens = buckets.shape
     if value.numel() == 0:
         return torch.zeros_like(value)
     dtype = torch.promote_types(value.dtype, torch.float32)
