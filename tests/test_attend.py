@@ -1,0 +1,301 @@
+"""attend, attention, attention_weights: the softmax-weighted average."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from attnlib.attend import Attended, attend, attention, attention_weights, merge
+from attnlib.masks import causal_mask
+from oracle import attend_by_loops
+
+BATCH, HEADS, Q, K, D, V = 2, 3, 7, 11, 5, 13
+
+
+def qkv(dtype=torch.float64, requires_grad=False, seed=0, q=Q, k=K):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((BATCH, HEADS, q, D), (BATCH, HEADS, k, D), (BATCH, HEADS, k, V))
+    return [torch.randn(s, generator=generator, dtype=dtype).requires_grad_(requires_grad) for s in shapes]
+
+
+def random_mask(seed=1, q=Q, k=K):
+    """A mask in which one query of one head sees nothing."""
+    mask = torch.rand(BATCH, HEADS, q, k, generator=torch.Generator().manual_seed(seed)) > 0.4
+    mask[1, 2, 3] = False
+    return mask
+
+
+def by_loops(query, key, value, mask=None, scale=None):
+    mask = torch.ones(BATCH, HEADS, Q, K, dtype=torch.bool) if mask is None else mask.expand(BATCH, HEADS, Q, K)
+    rows = [
+        attend_by_loops(query[b, h], key[b, h], value[b, h], mask[b, h], scale)
+        for b in range(BATCH)
+        for h in range(HEADS)
+    ]
+    return [torch.stack(part).unflatten(0, (BATCH, HEADS)) for part in zip(*rows)]
+
+
+# By hand
+
+
+def test_identity_keys_give_one_and_e():
+    query, eye = torch.tensor([[0.0, math.sqrt(2)]]), torch.eye(2)
+    weights = torch.tensor([[1.0, math.e]]) / (1 + math.e)
+    assert_close(attend(query, eye, eye).output, weights)
+    assert_close(attention(query, eye, eye), weights)
+    assert_close(attention_weights(query, eye), weights)
+    assert_close(attend(query, eye, eye).logsumexp, torch.tensor([math.log(1 + math.e)]))
+
+
+def test_scale_multiplies_the_scores():
+    query, eye = torch.tensor([[0.0, 1.0]]), torch.eye(2)
+    weights = torch.tensor([[1.0, math.exp(3)]]) / (1 + math.exp(3))
+    for scale, expected in ((3.0, weights), (0.0, torch.tensor([[0.5, 0.5]]))):
+        assert_close(attend(query, eye, eye, scale=scale).output, expected)
+        assert_close(attention(query, eye, eye, scale=scale), expected)
+        assert_close(attention_weights(query, eye, scale=scale), expected)
+
+
+def test_a_single_visible_key_gives_its_value():
+    query, key, value = qkv()
+    mask = torch.zeros(Q, K, dtype=torch.bool)
+    mask[:, 4] = True
+    assert_close(attend(query, key, value, mask).output, value[..., 4:5, :].expand(BATCH, HEADS, Q, V))
+
+
+def test_dropout_zeroes_a_share_and_scales_the_rest():
+    torch.manual_seed(0)
+    query, key, value = torch.zeros(1000, D), torch.zeros(2, D), torch.eye(2)
+    output, logsumexp = attend(query, key, value, dropout_p=0.25)
+    assert_close(output.unique(), torch.tensor([0.0, 0.5 / 0.75]))
+    assert (output == 0).float().mean() == pytest.approx(0.25, abs=0.04)
+    assert_close(logsumexp, torch.full((1000,), math.log(2)))
+    assert (attention(query, key, value, dropout_p=0.25) == 0).float().mean() == pytest.approx(0.25, abs=0.04)
+    assert not attend(query, key, value, dropout_p=1.0).output.any()
+
+
+# Against others
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_equals_the_loops_forward_and_backward(masked, is_causal, scale):
+    inputs = qkv(requires_grad=True)
+    mask = random_mask() if masked else None
+    visible = mask
+    if is_causal:
+        causal = torch.tensor([[j <= i for j in range(K)] for i in range(Q)])
+        visible = causal if mask is None else mask & causal
+    output, logsumexp = by_loops(*inputs, visible, scale)
+    got = attend(*inputs, mask, is_causal=is_causal, scale=scale)
+    assert_close(got.output, output)
+    assert_close(got.logsumexp, logsumexp)
+    assert_close(attention(*inputs, mask, is_causal=is_causal, scale=scale), output)
+    weights = attention_weights(*inputs[:2], mask, is_causal=is_causal, scale=scale)
+    assert_close(weights @ inputs[2], output)
+    seen = logsumexp > -math.inf
+    loss = output.square().sum() + logsumexp[seen].sin().sum()
+    want = torch.autograd.grad(loss, inputs, retain_graph=True)
+    assert_close(torch.autograd.grad(got.output.square().sum() + got.logsumexp[seen].sin().sum(), inputs), want)
+    fused = attention(*inputs, mask, is_causal=is_causal, scale=scale)
+    want = torch.autograd.grad(output.square().sum(), inputs)
+    assert_close(torch.autograd.grad(fused.square().sum(), inputs), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_pytorch_in_every_dtype(dtype):
+    query, key, value = qkv(dtype)
+    want = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    for output in (attend(query, key, value).output, attention(query, key, value)):
+        assert output.dtype == dtype
+        assert_close(output.double(), want, atol=tolerance, rtol=tolerance)
+    assert attend(query, key, value).logsumexp.dtype == torch.float32
+    assert attention_weights(query, key).dtype == dtype
+
+
+def test_half_precision_scores_do_not_overflow():
+    query = torch.full((1, 4), 200.0, dtype=torch.float16)
+    output, logsumexp = attend(query, torch.cat([query, -query]), torch.eye(2, dtype=torch.float16))
+    assert_close(output, torch.tensor([[1.0, 0.0]], dtype=torch.float16))
+    assert_close(logsumexp, torch.tensor([80_000.0]))
+
+
+def test_leading_axes_broadcast_as_in_pytorch():
+    query, key, value = torch.randn(2, 1, 7, 5), torch.randn(1, 3, 11, 5), torch.randn(11, 13)
+    want = torch.softmax(query @ key.mT / math.sqrt(5), dim=-1) @ value
+    assert want.shape == (2, 3, 7, 13)
+    assert_close(attend(query, key, value).output, want)
+    assert_close(attention(query, key, value), want)
+
+
+def test_compiled_and_under_autocast():
+    query, key, value = qkv(torch.float32)
+    compiled = torch.compile(attend, backend="eager", fullgraph=True)
+    assert_close(compiled(query, key, value, is_causal=True), attend(query, key, value, is_causal=True))
+    plain = attend(query, key, value)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(attend(query, key, value), plain)
+
+
+# Properties
+
+
+def test_rows_of_weights_sum_to_one_or_to_zero():
+    query, key, _ = qkv()
+    sums = attention_weights(query, key, random_mask()).sum(-1)
+    empty = torch.zeros(BATCH, HEADS, Q, dtype=torch.bool)
+    empty[1, 2, 3] = True
+    assert_close(sums, (~empty).double())
+
+
+def test_a_query_that_sees_nothing_gets_zeros_and_no_nan():
+    inputs = qkv(requires_grad=True)
+    mask = random_mask()
+    for call in (lambda: attend(*inputs, mask).output, lambda: attention(*inputs, mask)):
+        output = call()
+        assert not output[1, 2, 3].any()
+        for gradient in torch.autograd.grad(output.square().sum(), inputs):
+            assert gradient.isfinite().all()
+    logsumexp = attend(*inputs, mask).logsumexp
+    assert logsumexp[1, 2, 3] == -math.inf
+    (gradient,) = torch.autograd.grad(logsumexp[logsumexp > -math.inf].sum(), inputs[:1])
+    assert gradient.isfinite().all()
+
+
+def test_the_future_changes_nothing_before_it():
+    query, key, value = qkv(q=K)
+    before = attend(query, key, value, is_causal=True)
+    key[..., 6:, :], value[..., 6:, :] = 100.0, -100.0
+    after = attend(query, key, value, is_causal=True)
+    assert torch.equal(before.output[..., :6, :], after.output[..., :6, :])
+    assert not torch.equal(before.output[..., 6:, :], after.output[..., 6:, :])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.permutations(range(K)))
+def test_the_order_of_the_keys_does_not_matter(order):
+    query, key, value = qkv()
+    got, want = attend(query, key[..., order, :], value[..., order, :]), attend(query, key, value)
+    assert_close(got, want)
+
+
+@pytest.mark.parametrize(("q", "k"), [(0, K), (1, K), (Q, 0), (Q, 1), (0, 0)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_zero_and_one_token(q, k, is_causal):
+    query, key, value = qkv(requires_grad=True, q=q, k=k)
+    got = attend(query, key, value, is_causal=is_causal)
+    assert got.output.shape == (BATCH, HEADS, q, V)
+    assert got.logsumexp.shape == (BATCH, HEADS, q)
+    assert attention_weights(query, key, is_causal=is_causal).shape == (BATCH, HEADS, q, k)
+    assert_close(attention(query, key, value, is_causal=is_causal), got.output)
+    if k == 0:
+        assert not got.output.any()
+        assert (got.logsumexp == -math.inf).all()
+    got.output.sum().backward()
+
+
+def test_an_empty_batch():
+    query, key, value = (tensor[:0] for tensor in qkv())
+    assert attend(query, key, value).output.shape == (0, HEADS, Q, V)
+    assert attention(query, key, value).shape == (0, HEADS, Q, V)
+
+
+def test_merge_of_two_halves_by_hand():
+    """Scores 0, 0 | log 2: weights 1/4, 1/4, 1/2 from parts of weight 2 and 2."""
+    parts = [
+        Attended(torch.tensor([[3.0]]), torch.tensor([math.log(2)])),
+        Attended(torch.tensor([[7.0]]), torch.tensor([math.log(2)])),
+    ]
+    output, logsumexp = merge(parts)
+    assert_close(output, torch.tensor([[5.0]]))
+    assert_close(logsumexp, torch.tensor([math.log(4)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_merge_of_parts_equals_the_whole_with_gradients(dtype):
+    inputs = qkv(dtype, requires_grad=True)
+    query, key, value = inputs
+    mask = random_mask()
+    mask[..., 4:6] = False  # a part that is fully masked
+    edges = [0, 4, 4, 6, K]  # and one that is empty
+    parts = [attend(query, key[..., a:b, :], value[..., a:b, :], mask[..., a:b]) for a, b in zip(edges, edges[1:])]
+    got, want = merge(parts), attend(query, key, value, mask)
+    tolerance = {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-12}
+    assert_close(got, want, **tolerance)
+    seen = want.logsumexp > -math.inf
+    gradients = [
+        torch.autograd.grad(result.output.square().sum() + result.logsumexp[seen].sin().sum(), inputs)
+        for result in (got, want)
+    ]
+    assert_close(*gradients, atol=10 * tolerance["atol"], rtol=10 * tolerance["rtol"])
+
+
+# Errors
+
+
+CALLS = [attend, attention, lambda query, key, value, *rest, **options: attention_weights(query, key, *rest, **options)]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_errors_name_the_argument(call):
+    query, key, value = qkv(torch.float32)
+    with pytest.raises(TypeError, match="query must be a torch.Tensor; got list"):
+        call([1.0], key, value)
+    with pytest.raises(TypeError, match="key must have a floating-point dtype; got torch.int64"):
+        call(query, key.long(), value)
+    with pytest.raises(TypeError, match="key must have the dtype of query, torch.float32; got torch.float64"):
+        call(query, key.double(), value)
+    with pytest.raises(ValueError, match=r"query must have shape \(..., q_tokens, head_dim\); got \(5,\)"):
+        call(query[0, 0, 0], key, value)
+    with pytest.raises(ValueError, match=r"key must have shape \(..., kv_tokens, head_dim=5\); got \(2, 3, 11, 4\)"):
+        call(query, key[..., :4], value)
+    with pytest.raises(ValueError, match="key must be on the device of query, cpu; got meta"):
+        call(query, key.to("meta"), value)
+    with pytest.raises(ValueError, match="query, key and value must have leading axes that broadcast"):
+        call(query[:, :2], key, value)
+    with pytest.raises(TypeError, match="mask must be a boolean tensor, True = may attend; got torch.float32"):
+        call(query, key, value, torch.ones(Q, K))
+    with pytest.raises(ValueError, match=r"mask must broadcast to \(2, 3, q_tokens=7, kv_tokens=11\); got \(11, 7\)"):
+        call(query, key, value, torch.ones(K, Q, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask must be on the device of query, cpu; got meta"):
+        call(query, key, value, torch.ones(Q, K, dtype=torch.bool, device="meta"))
+
+
+@pytest.mark.parametrize("call", CALLS[:2])
+def test_errors_of_value_and_dropout(call):
+    query, key, value = qkv(torch.float32)
+    with pytest.raises(
+        ValueError, match=r"value must have shape \(..., kv_tokens=11, value_dim\); got \(2, 3, 10, 13\)"
+    ):
+        call(query, key, value[..., :10, :])
+    with pytest.raises(ValueError, match=r"dropout_p must lie between 0 and 1; got 1.5"):
+        call(query, key, value, dropout_p=1.5)
+    with pytest.raises(TypeError, match="dropout_p must be a number; got str"):
+        call(query, key, value, dropout_p="0.5")
+
+
+def test_errors_of_merge():
+    part = Attended(torch.randn(2, 7, 5), torch.randn(2, 7))
+    with pytest.raises(ValueError, match="parts must hold at least one Attended; got none"):
+        merge([])
+    with pytest.raises(TypeError, match=r"parts\[1\] must be an Attended; got Tensor"):
+        merge([part, part.output])
+    with pytest.raises(TypeError, match=r"parts\[1\].output must have the dtype of parts\[0\].output"):
+        merge([part, Attended(part.output.double(), part.logsumexp)])
+    with pytest.raises(ValueError, match=r"parts\[1\] must have output .* got \(2, 7, 4\) and \(2, 7\)"):
+        merge([part, Attended(part.output[..., :4], part.logsumexp)])
+    with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(2, 7, 5\) and \(2, 6\)"):
+        merge([Attended(part.output, part.logsumexp[:, :6])])
+
+
+def test_is_causal_is_aligned_upper_left_and_joins_a_mask():
+    query, key, value = qkv()
+    assert_close(attend(query, key, value, is_causal=True), attend(query, key, value, causal_mask(Q, K)))
+    want = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert_close(attend(query, key, value, is_causal=True).output, want)

@@ -1,0 +1,76 @@
+"""attnlib._checks and the judge of the exercises: bad input and wrong answers become one clear sentence."""
+
+import pytest
+import torch
+
+from attnlib import _checks
+from attnlib.checks import Verdict
+from attnlib.checks._judge import judge
+
+
+def test_shapes_are_said_in_words():
+    tensor = torch.zeros(2, 8, 10, 32)
+    _checks.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 32})
+    with pytest.raises(
+        ValueError, match=r"query must have shape \(batch, heads, tokens, head_dim=64\); got \(2, 8, 10, 32\)"
+    ):
+        _checks.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 64})
+    with pytest.raises(ValueError, match=r"query must have shape \(tokens, head_dim\)"):
+        _checks.check_shape("query", tensor, "tokens head_dim")
+    with pytest.raises(ValueError, match=r"query must have shape \(\.\.\., tokens, head_dim\); got \(32,\)"):
+        _checks.check_shape("query", tensor[0, 0, 0], "... tokens head_dim")
+
+
+def test_counts_and_probabilities():
+    _checks.check_count("top_k", 1)
+    with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
+        _checks.check_count("top_k", 0)
+    with pytest.raises(TypeError, match="top_k must be an int; got bool"):
+        _checks.check_count("top_k", True)
+    _checks.check_probability("dropout", 0)
+    _checks.check_probability("dropout", 1.0)
+    with pytest.raises(ValueError, match=r"dropout must lie between 0 and 1; got -0.1"):
+        _checks.check_probability("dropout", -0.1)
+    with pytest.raises(TypeError, match="dropout must be a number; got bool"):
+        _checks.check_probability("dropout", False)
+
+
+def row_sums(x):
+    return x.sum(-1)
+
+
+CASES = [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),)]
+MISTAKES = {"You summed the columns.": lambda x: x.sum(0)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (row_sums, "✓ Right."),
+        (lambda x: x.sum(-1).numpy(), "✓ Right."),
+        (lambda x: x.sum(-1).tolist(), "✓ Right."),
+        (lambda x: x.sum(0), "✗ You summed the columns."),
+        (lambda x: None, "○ Not written yet"),
+        (lambda x: ..., "○ Not written yet"),
+        (lambda x: x, "should return the shape (2,); it returned (2, 3)"),
+        (lambda x: x.sum(-1) + 1, "it gives 4.0000 where 3.0000 is right"),
+        (lambda x: x.sum(-1) * float("nan"), "returns NaN"),
+        (lambda x: torch.tensor([3.0, 12.0]), "should return the shape (4,)"),
+        (lambda x: "text", "must return a tensor or a number; it returned a str"),
+        (lambda x: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda x: x.zero_().sum(-1), "changes its input"),
+        (torch.tensor(3.0), "Hand over the function itself, uncalled; this is a Tensor."),
+    ],
+)
+def test_judge(answer, says):
+    verdict = judge(answer, row_sums, CASES, mistakes=MISTAKES)
+    assert says in repr(verdict)
+    assert bool(verdict) == (says == "✓ Right.")
+    assert isinstance(verdict, Verdict)
+
+
+def test_judge_names_what_the_learner_called_it():
+    def my_sum(x):
+        return x
+
+    assert "my_sum should return" in repr(judge(my_sum, row_sums, CASES))
