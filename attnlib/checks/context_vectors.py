@@ -61,6 +61,11 @@ def check_softmax(answer: Callable) -> Verdict:
         lambda scores: torch.softmax(scores, dim=-1),
         cases,
         mistakes={
+            # These two are right until scores grow, so they come first: for large scores other mistakes give NaN too.
+            "Right for small scores, but exp overflows for large ones: subtract each row's largest score "
+            "first.": lambda scores: scores.exp() / scores.exp().sum(-1, keepdim=True),
+            "The largest score of the whole tensor is subtracted: a row of much smaller scores then becomes 0 / 0. "
+            "Take the largest of each row: amax(-1, keepdim=True).": _softmax_less_global_maximum,
             "Not divided yet: these are exponentials, and they do not sum to one.": torch.exp,
             "Not divided yet: these are exponentials less the largest score, and they do not sum to one.": (
                 lambda scores: (scores - scores.amax(-1, keepdim=True)).exp()
@@ -80,10 +85,6 @@ def check_softmax(answer: Callable) -> Verdict:
             "Each column is divided by the sum of a row: add keepdim=True to the sum.": lambda scores: (
                 scores.exp() / scores.exp().sum(-1)
             ),
-            "Right for small scores, but exp overflows for large ones: subtract each row's largest score "
-            "first.": lambda scores: scores.exp() / scores.exp().sum(-1, keepdim=True),
-            "The largest score of the whole tensor is subtracted: a row of much smaller scores then becomes 0 / 0. "
-            "Take the largest of each row: amax(-1, keepdim=True).": _softmax_less_global_maximum,
         },
         success="Right, for scores of any size: every row sums to one.",
     )
@@ -101,12 +102,9 @@ def check_context_vectors(answer: Callable) -> Verdict:
             "Softmax is missing: raw scores do not sum to one, so this is no average.": lambda x: _scores(x) @ x,
             "Right for one sentence, but with a batch this softmax runs over the queries: dim=-1 is the last axis "
             "always, dim=1 only of a matrix.": lambda x: _scores(x).softmax(1) @ x,
-            "Softmax runs over the queries (the columns sum to one): it must run over the keys, dim=-1.": lambda x: (
-                _scores(x).softmax(-2) @ x
-            ),
+            "The columns of these weights sum to one, not the rows: softmax must run over the keys, dim=-1, and its "
+            "result must not be transposed.": lambda x: _scores(x).softmax(-2) @ x,
             "Softmax runs over the first axis: it must run over the keys, dim=-1.": lambda x: _scores(x).softmax(0) @ x,
-            "The weights are transposed before they meet the tokens: row i of the weights belongs to query i, and "
-            "weights @ tokens uses it so.": lambda x: _scores(x).softmax(-1).mT @ x,
             "The scores are divided by √d_in: that comes in notebook 02. Here the plain dot product is asked "
             "for.": lambda x: (_scores(x) / x.shape[-1] ** 0.5).softmax(-1) @ x,
             "These are the weights. One step is left: average the tokens with them.": lambda x: _scores(x).softmax(-1),

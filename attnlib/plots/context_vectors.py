@@ -38,6 +38,7 @@ def plot_context(
     axes[0].set_xlim(low - (room if low < 0 else 0.0), high + room)
     _bars(axes[1], weight_row, labels, MIDDLE)
     axes[1].set(title="Weights", xlabel="Softmax of the scores", xlim=(0.0, 1.2))
+    axes[1].set_xticks([0.0, 0.5, 1.0])
     axes[1].set_yticklabels([])
     _vectors(axes[2], query_row, context_row)
     if title:
@@ -65,7 +66,8 @@ def _vectors(ax: Axes, query: np.ndarray, context: np.ndarray) -> None:
     places = np.arange(len(query))
     for shift, vector, colour, label in ((-0.2, query, DARK, "query"), (0.2, context, LIGHT, "context vector")):
         ax.bar_label(ax.bar(places + shift, vector, 0.4, color=colour, label=label), fmt="%.2f", fontsize=7, padding=1)
-    low, high = min(0.0, float(query.min())), max(1.0, float(query.max()))
+    both = np.concatenate([query, context])
+    low, high = min(0.0, float(both.min())), max(1.0, float(both.max()))
     ax.set(title="Query and context vector", xlabel="Coordinate", ylim=(1.25 * low, 1.45 * high))
     ax.set_xticks(places)
     ax.axhline(0.0, color="black", linewidth=0.8)
