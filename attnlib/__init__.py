@@ -2,7 +2,9 @@
 
 from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.causal import CausalAttention
+from attnlib.chunked import chunked_attend
 from attnlib.device import describe_device, get_device
+from attnlib.einsum import EinsumExplanation, explain_einsum
 from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask, padding_mask
 from attnlib.memory import KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
@@ -12,6 +14,7 @@ from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_v
 __all__ = [
     "Attended",
     "CausalAttention",
+    "EinsumExplanation",
     "KVMemory",
     "LSHSelfAttention",
     "MemoryAttention",
@@ -24,8 +27,10 @@ __all__ = [
     "attention",
     "attention_weights",
     "causal_mask",
+    "chunked_attend",
     "context_vectors",
     "describe_device",
+    "explain_einsum",
     "get_device",
     "hash_buckets",
     "join_heads",

@@ -1,0 +1,295 @@
+"""What explain_einsum says of a broken equation: the user's own names, a caret under the place, a likely fix."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnlib.einsum import explain_einsum
+
+CASES = {
+    "a stray comma before the arrow": (
+        "batch seqQ n_head d_head, batch seqK n_head d_head, -> batch n_head seqQ seqK",
+        [(2, 3, 5, 7), (2, 11, 5, 7)],
+        "names 3 inputs, but 2 operands came: there is a stray comma",
+        ",",
+    ),
+    "a stray comma in front": (",ij->i", [(2, 3)], "there is a stray comma", ","),
+    "a missing arrow": ("batch q d, batch k d", [(2, 3, 5), (2, 7, 5)], "has no `->`", ""),
+    "letters and a missing arrow": ("ij,jk ik", [(2, 3), (3, 5)], "has no `->`", ""),
+    "a missing comma": ("batch q d batch k d -> q k", [(2, 3, 5), (2, 7, 5)], "comma is missing", None),
+    "an unknown axis": ("batch q d -> batch q dd", [(2, 3, 5)], "`dd` in the output, but in no input", "dd"),
+    "a typo in the output": ("batch heads d -> batch haeds", [(2, 3, 5)], "Did you mean `heads`?", "haeds"),
+    "an unknown axis, nothing near": ("ij->z", [(2, 3)], "The inputs have `i`, `j`", "z"),
+    "sizes that disagree": ("ij,jk->ik", [(2, 3), (5, 7)], "`j` two sizes: 3 in A .axis 1 of shape .2, 3.. and 5 in B",
+                            None),
+    "a transposed operand": ("ij,jk->ik", [(2, 3), (5, 3)], "Axis 1 of B has size 3", None),
+    "sizes behind three dots": ("...i,...i->i", [(2, 3), (5, 3)], "axis `...` two sizes: 2 in A", None),
+    "sizes on a diagonal": ("ii->i", [(2, 3)], "diagonal of A, which needs equal sizes", None),
+    "a diagonal that does not broadcast": ("ii->i", [(1, 3)], "1 in A .axis 0", None),
+    "too few operands": ("ij,jk->ik", [(2, 3)], "too few operands", "jk"),
+    "too many operands": ("ij->i", [(2, 3), (3,)], "1 input, but 2 operands came: too many operands", "ij"),
+    "a group": ("batch (h d) -> batch h d", [(2, 6)], "einops.rearrange", "(h d)"),
+    "a group in letters": ("b(hd)->bhd", [(2, 6)], "einops.rearrange", "(hd)"),
+    "half a group": ("b (h d -> b", [(2, 6)], "parenthesis", None),
+    "too few axes": ("bij->b", [(2, 3)], "names 3 axes .`b`, `i`, `j`. for operand A, but it has 2 axes", "bij"),
+    "too many axes": ("ij->i", [(2, 3, 5)], "write `...` for those that need no name", "ij"),
+    "words without spaces": ("batch->batch", [(2, 3)], "Each letter is one axis; whole words need spaces", "batch"),
+    "letters without spaces": ("h1->h1", [(2, 3)], "names 1 axis .`h1`. for operand A", "h1"),
+    "a repeated output": ("ij->ii", [(2, 3)], "`i` twice in the output", None),
+    "two arrows": ("i->j->k", [(2,)], "a second `->`", "->"),
+    "another arrow": ("i j → i", [(2, 3)], "an arrow is written `->`", "→"),
+    "a fat arrow": ("ij=>i", [(2, 3)], "an arrow is written `->`", "="),
+    "half an arrow": ("ij-i", [(2, 3)], "a stray `-`", "-"),
+    "the other half": ("ij>i", [(2, 3)], "a stray `>`", ">"),
+    "two outputs": ("ij->i,j", [(2, 3)], "there is one output", ","),
+    "two dots": ("..i->i", [(2, 3)], "a dot that belongs to no `...`", "."),
+    "three dots twice": ("...i...->i", [(2, 3)], "a second `...`", "..."),
+    "dots glued to a word": ("batch...->batch", [(2, 3)], "names 5 axes|space before `...`", None),
+    "a number": ("1 j -> j", [(1, 3)], "`1`, which is a number", "1"),
+    "no name": ("2d j -> j", [(2, 3)], "`2d`, which is no name", "2d"),
+    "an underscore at the end": ("batch_ j -> j", [(2, 3)], "`batch_`, which begins or ends with an unders", "batch_"),
+    "a ligature": ("ﬁ j -> j", [(2, 3)], "Python would write differently", "ﬁ"),
+    "a line break": ("i j\n-> i", [(2, 3)], "a line break or tab", None),
+    "a multiplication sign": ("i*j->ij", [(2,), (3,)], "the character '\\*'", "*"),
+    "a control character": ("i\x1bj->i", [(2, 3)], r"the character '\\x1b'", None),
+    "Python code": ("__import__('os').system('true')", [(2,)], "parenthesis", None),
+    "more Python code": ("i[0] -> i", [(2,)], r"the character '\['", "["),
+    "a letter of another alphabet": ("αj->j", [(2, 3)], "names 1 axis .`αj`", "αj"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_message_names_the_fault_and_a_caret_stands_under_it(case):
+    equation, shapes, message, place = CASES[case]
+    with pytest.raises(ValueError, match=message) as caught:
+        explain_einsum(equation, *shapes)
+    assert str(caught.value).startswith("equation ")
+    _, shown, carets = str(caught.value).split("\n")
+    assert "^" in carets
+    if place is not None:
+        marked = "".join(c for c, mark in zip(shown.ljust(len(carets)), carets.ljust(len(shown))) if mark == "^")
+        assert marked.strip() == place
+
+
+def test_the_caret_of_a_stray_comma_stands_before_the_arrow():
+    with pytest.raises(ValueError, match="stray comma") as caught:
+        explain_einsum("batch q d, batch k d, -> batch q k", (2, 3, 5), (2, 7, 5))
+    _, shown, carets = str(caught.value).split("\n")
+    assert shown[carets.index("^") :] == ", -> batch q k"
+
+
+def test_both_places_are_marked_where_sizes_disagree():
+    with pytest.raises(ValueError, match="two sizes") as caught:
+        explain_einsum("batch q d, batch k d -> batch q k", (2, 3, 5), (2, 7, 11))
+    assert str(caught.value).split("\n")[1:] == [
+        "    batch q d, batch k d -> batch q k",
+        "            ^          ^",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, (2,)), "equation must be a str; got NoneType"),
+        ((b"i->i", (2,)), "equation must be a str; got bytes"),
+        (((2, 3), (3, 5)), "equation must be a str; got tuple"),
+        (("i->i", 3), "operand A must be a tensor, an array or a shape such as .2, 3.; got int"),
+        (("i,i->i", (2,), "j"), "operand B must be a tensor.*got str"),
+        (("i->i", (2, True)), "operand A must be a tensor"),
+        (("i->i", None), "operand A must .* got NoneType"),
+        (("i->i", np.array(["a"])), "operands must hold numbers; got an array of dtype <U1"),
+        (("i->i", torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)), "operand A must be a tensor"),
+    ],
+)
+def test_wrong_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        explain_einsum(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("i->i",), "operands must be 1 to 26 tensors or shapes; got 0"),
+        (("i->i", *[(2,)] * 27), "got 27"),
+        (("i->i", (-1,)), r"operand A must be a shape without negative sizes; got \(-1,\)"),
+        ((torch.ones(2), "i->i", torch.ones(2)), "equation must come first, as in torch, or last, as in einops"),
+        ((torch.ones(2), [52]), "axes given as numbers must lie between 0 and 51; got 52"),
+        ((torch.ones(2), [0, 1]), "names 2 axes .`axis0`, `axis1`. for operand A, but it has 1 axis"),
+        (("abcdefghijklmnopqrstu->", (1,) * 21), "equation must have at most 20 axes, one loop each; got 21"),
+    ],
+)
+def test_wrong_values(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        explain_einsum(*arguments)
+
+
+def test_twenty_axes_are_fine():
+    assert explain_einsum("abcdefghijklmnopqrst->", (1,) * 20).verify()
+
+
+@pytest.mark.parametrize("unit", ["a", "a,", "(", "a b ", "->", "\x00", "é", "."])
+def test_a_pattern_of_a_million_characters_gets_a_plain_error_at_once(unit):
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="equation must have at most 1000 characters; got") as caught:
+        explain_einsum(unit * (1_000_000 // len(unit)), (2, 3))
+    assert len(str(caught.value)) < 200
+    assert time.perf_counter() - start < 1
+
+
+def test_a_long_equation_is_shown_around_the_place():
+    with pytest.raises(ValueError, match="in no input") as caught:
+        explain_einsum("ij" + " " * 900 + "->ix", (2, 3))
+    _, shown, carets = str(caught.value).split("\n")
+    assert len(shown) < 120
+    assert shown[carets.index("^")] == "x"
+
+
+def test_the_message_is_printable():
+    for character in "\x00\x07\x1b\u202e\u200b\ud800":
+        with pytest.raises(ValueError, match="character") as caught:
+            explain_einsum(f"i{character}j->i", (2, 3))
+        assert str(caught.value).replace("\n", "").isprintable()
+
+
+def test_nothing_that_was_typed_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    explanation = explain_einsum("print exit -> exit print", (2, 3))
+    ran = []
+    monkeypatch.setattr("builtins.compile", lambda source, *rest: ran.append(source) or _compile(source, *rest))
+    assert explanation.verify()
+    assert ran
+    assert not any(word in source for source in ran for word in ("print", "exit"))
+
+
+_compile = compile
+
+
+@pytest.mark.parametrize(
+    ("cell", "error", "message"),
+    [
+        ((0,), ValueError, r"one index for each axis of the output: 2 \(row, col\); got 1"),
+        ((0, 5), ValueError, "index of col must be below its size, 5; got 5"),
+        ((-1, 0), ValueError, "index of row must be at least 0; got -1"),
+        ((0, 1.0), TypeError, "index of col must be an int; got float"),
+    ],
+)
+def test_a_trace_names_the_axis_of_a_wrong_index(cell, error, message):
+    with pytest.raises(error, match=message):
+        explain_einsum("row inner, inner col -> row col", (2, 3), (3, 5)).trace(*cell)
+
+
+def test_a_trace_of_a_scalar_takes_no_index():
+    with pytest.raises(ValueError, match="none, as the output is a single number; got 1"):
+        explain_einsum("i->", (2,)).trace(0)
+
+
+# Five hundred broken equations
+
+WORDS = ("batch", "heads", "tokens", "width", "depth")
+
+
+def _stray_comma(draw, inputs, output, shapes):
+    place = draw(st.integers(0, len(inputs)))
+    return _written([*inputs[:place], [], *inputs[place:]], output), shapes, None
+
+
+def _no_arrow(draw, inputs, output, shapes):
+    return _written(inputs, None), shapes, None
+
+
+def _unknown_axis(draw, inputs, output, shapes):
+    place = draw(st.integers(0, len(output)))
+    return _written(inputs, [*output[:place], "zebra", *output[place:]]), shapes, "zebra"
+
+
+def _doubled_axis(draw, inputs, output, shapes):
+    name = draw(st.sampled_from(inputs[0]))
+    return _written(inputs, [name, *output, name]), shapes, name
+
+
+def _other_size(draw, inputs, output, shapes):
+    name = draw(st.sampled_from(inputs[0]))
+    size = shapes[0][inputs[0].index(name)] + draw(st.integers(1, 5))
+    return _written([*inputs, [name]], output), [*shapes, (size,)], name
+
+
+def _lost_operand(draw, inputs, output, shapes):
+    return _written([*inputs, ["batch"]], output), shapes, None
+
+
+def _surplus_operand(draw, inputs, output, shapes):
+    return _written(inputs, output), [*shapes, (2,)], None
+
+
+def _group(draw, inputs, output, shapes):
+    return _written([[f"({' '.join(inputs[0])})"], *inputs[1:]], output), shapes, None
+
+
+def _other_rank(draw, inputs, output, shapes):
+    index = draw(st.integers(0, len(inputs) - 1))
+    longer = draw(st.booleans()) or not shapes[index]
+    shape = (*shapes[index], 2) if longer else shapes[index][1:]
+    return _written(inputs, output), [*shapes[:index], shape, *shapes[index + 1 :]], "ABC"[index]
+
+
+def _bad_character(draw, inputs, output, shapes):
+    character = draw(st.sampled_from("*+/;:!?'\"#%&{}[]|\\^~\n\t\x00\x1b·×→="))
+    text = _written(inputs, output)
+    place = draw(st.integers(0, len(text)))
+    return text[:place] + character + text[place:], shapes, None
+
+
+def _two_arrows(draw, inputs, output, shapes):
+    return _written(inputs, output) + " -> batch", shapes, None
+
+
+def _written(inputs, output):
+    text = ", ".join(" ".join(names) for names in inputs)
+    return text if output is None else f"{text} -> {' '.join(output)}"
+
+
+BREAKERS = [_stray_comma, _no_arrow, _unknown_axis, _doubled_axis, _other_size, _lost_operand, _surplus_operand,
+            _group, _other_rank, _bad_character, _two_arrows]  # fmt: skip
+
+
+@st.composite
+def broken(draw):
+    sizes = dict(zip(WORDS, (2, 3, 5, 7, 11)))
+    inputs = draw(
+        st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4, unique=True), min_size=1, max_size=3)
+    )
+    used = sorted({name for names in inputs for name in names})
+    output = draw(st.lists(st.sampled_from(used), unique=True))
+    shapes = [tuple(sizes[name] for name in names) for names in inputs]
+    return draw(st.sampled_from(BREAKERS))(draw, inputs, output, shapes)
+
+
+@settings(max_examples=500, deadline=None)
+@given(broken())
+def test_a_broken_equation_gets_a_message_with_the_name_or_the_place(case):
+    equation, shapes, name = case
+    with pytest.raises(ValueError, match="equation") as caught:
+        explain_einsum(equation, *shapes)
+    assert re.search(r"\n +…?.*\n +\^", str(caught.value)), "a caret under the place"
+    if name is not None:
+        assert re.search(rf"[` ]{name}\b", str(caught.value)), "the user's own name"
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.one_of(st.text(max_size=30), st.text("ijk,->. ()_1", max_size=20)),
+    st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), max_size=3),
+)
+def test_nothing_but_value_and_type_errors_escapes(text, shapes):
+    try:
+        explanation = explain_einsum(text, *shapes)
+    except (ValueError, TypeError):
+        return
+    assert explanation.verify()
+    assert str(explanation)
+    assert explanation._repr_markdown_()
