@@ -1,0 +1,147 @@
+"""Attention one block of scores at a time, forward and backward: what chunked and sharded attention share."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attnlib.attend import Attended, logsumexp_dtype
+
+
+class Blocks(NamedTuple):
+    """How the scores are cut, and which of them count.
+
+    Attributes:
+        scale: factor on the scores.
+        block_size: at most this many queries and this many keys in a block.
+        mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend; None where all may.
+        lead: query i may see the keys j ≤ i + lead, so 0 is causal attention; None where the future is not hidden.
+    """
+
+    scale: float
+    block_size: int
+    mask: Tensor | None = None
+    lead: int | None = None
+
+    def pairs(self, query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
+        """Rows, columns and mask of every block in which some query may see some key."""
+        q_tokens, kv_tokens, size = query.shape[-2], key.shape[-2], self.block_size
+        mask = self.mask
+        if mask is not None:
+            mask = mask.broadcast_to((*mask.shape[:-2], q_tokens, kv_tokens))  # a view
+        for row in range(0, q_tokens, size):
+            rows = slice(row, min(row + size, q_tokens))
+            for column in range(0, kv_tokens, size):
+                columns = slice(column, min(column + size, kv_tokens))
+                if self.lead is not None and columns.start > rows.stop - 1 + self.lead:
+                    break  # from here on, every key is in the future of every row
+                block = None if mask is None else mask[..., rows, columns]
+                if self.lead is not None and columns.stop - 1 > rows.start + self.lead:  # on the diagonal
+                    i = torch.arange(rows.start, rows.stop, device=query.device)
+                    j = torch.arange(columns.start, columns.stop, device=query.device)
+                    past = j <= i[:, None] + self.lead
+                    block = past if block is None else block & past
+                yield rows, columns, block
+
+
+class Running(NamedTuple):
+    """What some queries have seen so far: an ``Attended`` before the division, in float32 at least.
+
+    ``output = numerator / total`` and ``logsumexp = top + log(total)``. Kept apart, because in float32 that sum rounds:
+    at scores of 10⁴ its steps are 0.001, and weights computed from it would be as far off.
+
+    Attributes:
+        numerator: (…, q_tokens, value_dim), ``Σ_j exp(scores_ij − top_i) · v_j``.
+        total: (…, q_tokens), ``Σ_j exp(scores_ij − top_i)``; 0 where nothing is seen.
+        top: (…, q_tokens), the largest score so far; −inf where nothing is seen.
+    """
+
+    numerator: Tensor
+    total: Tensor
+    top: Tensor
+
+    @classmethod
+    def start(cls, query: Tensor, key: Tensor, value: Tensor) -> "Running":
+        """Nothing seen yet."""
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        numerator = query.new_zeros(*leading, query.shape[-2], value.shape[-1], dtype=dtype)
+        total = numerator.new_zeros(numerator.shape[:-1])
+        return cls(numerator, total, torch.full_like(total, -torch.inf))
+
+    def see(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> None:
+        """Take in more keys, block by block: the online softmax.
+
+        Formula: ``top' = max(top, max_j scores_j)``; what was summed so far shrinks by ``exp(top − top')``, and
+        ``exp(scores_j − top')`` is added. No exponent is ever positive.
+        """
+        with torch.autocast(query.device.type, enabled=False):
+            for rows, columns, mask in blocks.pairs(query, key):
+                q, k, v = self._cut(query, key, value, rows, columns)
+                scores = q * blocks.scale @ k.mT  # (…, rows, columns)
+                if mask is not None:
+                    scores = scores.masked_fill(~mask, -torch.inf)
+                numerator, total, top = self.numerator[..., rows, :], self.total[..., rows], self.top[..., rows]
+                new_top = torch.maximum(top, scores.amax(-1))
+                finite = new_top.masked_fill(new_top == -torch.inf, 0.0)  # −inf − −inf would be NaN
+                weights = scores.sub_(finite[..., None]).exp_()
+                shrink = (top - finite).exp_()
+                total.mul_(shrink).add_(weights.sum(-1))
+                numerator.mul_(shrink[..., None]).add_(weights @ v)
+                top.copy_(new_top)
+
+    def attended(self) -> Attended:
+        """The average and the log-sum-exp; zeros and −inf where nothing is seen."""
+        _, total = self._finite()
+        return Attended(self.numerator / total[..., None], self.top.to(logsumexp_dtype(total)) + total.log())
+
+    def gradients(
+        self, qkv: tuple[Tensor, Tensor, Tensor], gradient: Attended, blocks: Blocks
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of query, key and value, from weights computed anew in each block; in float32 at least.
+
+        Formula: with ``w_ij = exp(scores_ij − top_i) / total_i``, ``dv_j = Σ_i w_ij do_i`` and
+        ``dscores_ij = w_ij (do_i · v_j − do_i · o_i + dlogsumexp_i)``. Since top and total are those over *all* keys,
+        key and value may be a part of what was seen: the gradients of parts add up.
+
+        Args:
+            qkv: query, key, value.
+            gradient: the gradients of ``attended()``.
+            blocks: as in ``see``.
+
+        Source: Dao et al. 2022 (FlashAttention), appendix B.4; the term of the log-sum-exp is added.
+        """
+        query, key, value = qkv
+        grad_query, grad_key, grad_value = (torch.zeros_like(t, dtype=self.total.dtype) for t in qkv)
+        top, total = (t[..., None] for t in self._finite())  # (…, q_tokens, 1)
+        grad_output = gradient.output / total  # the weights' division, done here once
+        shift = (grad_output * self.numerator / total).sum(-1, keepdim=True)
+        shift = shift - (gradient.logsumexp.to(total.dtype)[..., None] / total).masked_fill(
+            self.total[..., None] == 0, 0.0
+        )
+        with torch.autocast(query.device.type, enabled=False):
+            for rows, columns, mask in blocks.pairs(query, key):
+                q, k, v = self._cut(query, key, value, rows, columns)
+                q, d_out = q * blocks.scale, grad_output[..., rows, :]
+                weights = (q @ k.mT).sub_(top[..., rows, :])
+                if mask is not None:
+                    weights = weights.masked_fill(~mask, -torch.inf)
+                weights = weights.exp_()  # (…, rows, columns), times total
+                grad_scores = (d_out @ v.mT).sub_(shift[..., rows, :]).mul_(weights)
+                for whole, part in (
+                    (grad_query[..., rows, :], grad_scores @ k * blocks.scale),
+                    (grad_key[..., columns, :], grad_scores.mT @ q),
+                    (grad_value[..., columns, :], weights.mT @ d_out),
+                ):
+                    whole += part.sum_to_size(whole.shape)
+        return grad_query, grad_key, grad_value
+
+    def _finite(self) -> tuple[Tensor, Tensor]:
+        """top and total, 0 and 1 where nothing is seen."""
+        blind = self.total == 0
+        return self.top.masked_fill(blind, 0.0), self.total.masked_fill(blind, 1.0)
+
+    def _cut(self, query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> Iterator[Tensor]:
+        """The three blocks, in the dtype of the sums."""
+        return (t.to(self.total.dtype) for t in (query[..., rows, :], key[..., columns, :], value[..., columns, :]))
