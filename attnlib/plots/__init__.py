@@ -1,15 +1,19 @@
 """The pictures of the series. Each function draws on axes, returns them, and changes nothing else."""
 
 from attnlib.plots._base import picture, plot_attention, plot_heads
+from attnlib.plots.causal import plot_masks
 from attnlib.plots.context_vectors import plot_context
+from attnlib.plots.multi_head import plot_head_split
 from attnlib.plots.self_attention import plot_lookup, plot_scaling, plot_softmax
 
 __all__ = [
     "picture",
     "plot_attention",
     "plot_context",
+    "plot_head_split",
     "plot_heads",
     "plot_lookup",
+    "plot_masks",
     "plot_scaling",
     "plot_softmax",
 ]

@@ -1,0 +1,168 @@
+"""Checks for notebook 03: hiding the future, reading a mask, dropping weights, catching a leak."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from attnlib.checks._judge import Verdict, judge
+from attnlib.masks import causal_mask, padding_mask
+from attnlib.self_attention import context_vectors
+
+
+def check_causal_weights(answer: Callable[[Tensor], Tensor]) -> Verdict:
+    """Check ``answer(scores)``: scaled scores (…, tokens, tokens) to causal weights of the same shape."""
+    generator = torch.Generator().manual_seed(3)
+    cases = [(3 * torch.randn(*shape, generator=generator),) for shape in ((5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1))]
+    mistakes = {
+        "The future is not hidden: these are the weights of full attention.": lambda s: s.softmax(-1),
+        "The mask is the wrong way round: it hides the past.": lambda s: _weights(s, _later(s).mT),
+        "The diagonal is hidden as well: a token may see itself. Give triu diagonal=1.": lambda s: _weights(
+            s, _later(s, 0)
+        ),
+        "One later token is still seen: give triu diagonal=1, not 2.": lambda s: _weights(s, _later(s, 2)),
+        "The hidden scores are set to 0, and exp(0) is 1: set them to −inf.": lambda s: s.tril().softmax(-1),
+        "A row does not sum to one: after a mask on the weights, divide each row by its sum.": lambda s: s.softmax(
+            -1
+        ).tril(),
+        "Each row is divided by the sum of another: keep the axis with sum(dim=-1, keepdim=True).": lambda s: (
+            s.softmax(-1).tril() / s.softmax(-1).tril().sum(-1)
+        ),
+        "The softmax runs over the queries: use dim=-1, so that each row sums to one.": lambda s: _weights(
+            s, _later(s), dim=-2
+        ),
+        "The scores are scaled once more: they come scaled, leave out the root.": lambda s: _weights(
+            s / s.shape[-1] ** 0.5, _later(s)
+        ),
+    }
+    return judge(
+        answer,
+        lambda scores: _weights(scores, _later(scores)),
+        cases,
+        mistakes=mistakes,
+        success="Right: nothing later is seen, and every row sums to one, with a batch and without.",
+    )
+
+
+def check_look_mask(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
+    """Check ``answer(lengths, tokens)``: a boolean mask (batch, tokens, tokens), causal and without padding."""
+    cases = [(torch.tensor([5, 3, 1, 2]), 5), (torch.tensor([4, 7]), 7), (torch.tensor([1]), 1)]
+    mistakes = {
+        "True and False are swapped: F.scaled_dot_product_attention takes True as look.": lambda n, t: ~_look(n, t),
+        "The padding may still be seen: a key counts only where its position is below the length.": lambda n, t: (
+            causal_mask(t).expand(len(n), t, t)
+        ),
+        "The future may still be seen: combine with the causal mask.": lambda n, t: padding_mask(n, t)[:, None].expand(
+            len(n), t, t
+        ),
+        "A key must be real AND not later: combine the two masks with &, not with |.": lambda n, t: (
+            padding_mask(n, t)[:, None] | causal_mask(t)
+        ),
+        "The lengths lie on the axis of the queries: give the keys theirs, real[:, None, :].": lambda n, t: (
+            padding_mask(n, t)[:, :, None] & causal_mask(t)
+        ),
+        "One padding token is still seen: position < length, not <=.": lambda n, t: _look((n + 1).clamp(max=t), t),
+        "A token may see itself: the diagonal of the causal part is True.": lambda n, t: _look(n, t).tril(-1),
+        "The past is hidden instead of the future.": lambda n, t: padding_mask(n, t)[:, None] & causal_mask(t).mT,
+    }
+    verdict = judge(
+        answer, _look, cases, mistakes=mistakes, success="Right: True exactly where a real key is not later."
+    )
+    if verdict and torch.as_tensor(answer(*cases[0])).dtype != torch.bool:
+        return Verdict(
+            "failed",
+            "Right values, wrong dtype: a mask of numbers is added to the scores. Return a boolean tensor.",
+        )
+    return verdict
+
+
+def check_dropout(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
+    """Check ``answer(weights, keep, p)``: what training with dropout makes of the weights (…, q_tokens, kv_tokens)."""
+    generator = torch.Generator().manual_seed(5)
+    cases = []
+    for shape, p in (((3, 5), 0.2), ((2, 4, 7), 0.75), ((2, 3), 0.0)):
+        weights = torch.rand(*shape, generator=generator).softmax(-1)
+        cases.append((weights, torch.rand(*shape, generator=generator) >= p, p))
+    mistakes = {
+        "The weights that stay must grow: divide by 1 − p.": lambda w, keep, p: w * keep,
+        "The factor is upside down: divide by 1 − p, do not multiply by it.": lambda w, keep, p: w * keep * (1 - p),
+        "p is the share that goes, 1 − p the share that stays: divide by 1 − p, not by p.": lambda w, keep, p: (
+            w * keep / p
+        ),
+        "True in keep means that the weight stays; here it goes.": lambda w, keep, p: w * ~keep / (1 - p),
+        "Dropout does not renormalise: a row may sum to more or less than one, the average over many draws is "
+        "one.": lambda w, keep, p: w * keep / (w * keep).sum(-1, keepdim=True),
+        "Nothing is dropped: multiply by keep.": lambda w, keep, p: w / (1 - p),
+        "This is evaluation, where dropout does nothing; write what training does.": lambda w, keep, p: w,
+    }
+    return judge(
+        answer,
+        lambda weights, keep, p: weights * keep / (1 - p),
+        cases,
+        mistakes=mistakes,
+        success="Right: dropped weights are zero, the others grow by 1/(1 − p), and the mean stays.",
+    )
+
+
+def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
+    """Check ``answer(layer, x, position)``: the most that outputs before ``position`` move when the tokens of
+    x (tokens, d_in) from ``position`` on grow by 1."""
+    generator = torch.Generator().manual_seed(7)
+    layers = [
+        lambda x: -context_vectors(x) * torch.arange(1, len(x) + 1)[:, None],  # every token sees every token
+        lambda x: torch.cumsum(x, dim=-2),  # causal
+        lambda x: x - 0.5 * x.roll(-1, dims=-2),  # sees one step ahead
+        lambda x: x + 2.0 * x[-1:],  # everybody sees the last token
+    ]
+    cases = [(layer, torch.randn(tokens, 3, generator=generator), 2) for layer, tokens in zip(layers, (5, 7, 4, 6))]
+    mistakes = {
+        "A fall counts as much as a rise: take abs() of the difference before max().": lambda f, x, p: _difference(
+            f, x, p
+        )[:p].max(),
+        "The tokens that you changed are compared too: look at the outputs before position only.": lambda f, x, p: (
+            _difference(f, x, p).abs().max()
+        ),
+        "Only the token at position was changed: a leak may come from any later one.": lambda f, x, p: (
+            _difference(f, x, p, p + 1)[:p].abs().max()
+        ),
+        "The change starts one token too late: position itself changes too.": lambda f, x, p: (
+            _difference(f, x, p + 1)[:p].abs().max()
+        ),
+        "The output at position is compared too, and it may move: stop before it.": lambda f, x, p: (
+            _difference(f, x, p)[: p + 1].abs().max()
+        ),
+        "The past was changed: change the tokens from position on.": lambda f, x, p: (
+            _difference(f, x, 0, p)[:p].abs().max()
+        ),
+        "The mean hides a leak that shows at one place: take the largest change.": lambda f, x, p: (
+            _difference(f, x, p)[:p].abs().mean()
+        ),
+        "This is the same for a layer that leaks and one that does not.": lambda f, x, p: 0.0,
+    }
+    return judge(
+        answer,
+        lambda layer, x, position: _difference(layer, x, position)[:position].abs().max(),
+        cases,
+        mistakes=mistakes,
+        success="Right: it finds each leak, and clears the causal layer.",
+    )
+
+
+def _later(scores: Tensor, diagonal: int = 1) -> Tensor:
+    """True where the key comes after the query."""
+    return torch.ones_like(scores, dtype=torch.bool).triu(diagonal)
+
+
+def _weights(scores: Tensor, hide: Tensor, dim: int = -1) -> Tensor:
+    return scores.masked_fill(hide, -torch.inf).softmax(dim)
+
+
+def _look(lengths: Tensor, tokens: int) -> Tensor:
+    return padding_mask(lengths, tokens)[:, None, :] & causal_mask(tokens)  # (batch, tokens, tokens)
+
+
+def _difference(layer: Callable, x: Tensor, start: int, stop: int | None = None) -> Tensor:
+    """How the outputs differ when the tokens from start to stop grow by 1."""
+    grown = x.clone()
+    grown[start:stop] += 1.0
+    return layer(grown) - layer(x)
