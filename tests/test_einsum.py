@@ -81,6 +81,11 @@ def test_the_loops_of_the_scores_keep_the_users_names_and_order():
     ]
 
 
+def test_summed_loops_come_last_in_order_of_appearance():
+    loops = explain_einsum("zij,jk,kl->lz", (7, 2, 3), (3, 5), (5, 2)).loops
+    assert [line.split()[1] for line in loops.splitlines() if " in range" in line] == ["l", "z", "i", "j", "k"]
+
+
 def test_the_scores_as_permute_and_matmul():
     assert explain_einsum(SCORES, *SHAPES).torch_code.splitlines() == [
         "left = A.permute(0, 2, 1, 3)  # (batch, heads, seq_q, d)",

@@ -3,6 +3,13 @@
 from attnlib.checks._judge import Verdict
 from attnlib.checks.causal import check_causal_weights, check_dropout, check_leak, check_look_mask
 from attnlib.checks.context_vectors import check_context_vectors, check_cosine_context, check_scores, check_softmax
+from attnlib.checks.einsum import (
+    check_einsum_attention,
+    check_head_output,
+    check_loops_equation,
+    check_matmul_equation,
+)
+from attnlib.checks.lsh import check_combine_rounds, check_count_once, check_hash, check_sort_and_undo, check_visible
 from attnlib.checks.multi_head import (
     check_join_heads,
     check_multi_head,
@@ -11,24 +18,37 @@ from attnlib.checks.multi_head import (
     check_two_columns,
 )
 from attnlib.checks.self_attention import check_linear, check_scaled_weights, check_self_attention, check_v2_from_v1
+from attnlib.checks.start import check_same, check_scores_shape, check_weighted_average
 
 __all__ = [
     "Verdict",
     "check_causal_weights",
+    "check_combine_rounds",
     "check_context_vectors",
     "check_cosine_context",
+    "check_count_once",
     "check_dropout",
+    "check_einsum_attention",
+    "check_hash",
+    "check_head_output",
     "check_join_heads",
     "check_leak",
     "check_linear",
     "check_look_mask",
+    "check_loops_equation",
+    "check_matmul_equation",
     "check_multi_head",
     "check_parameter_count",
+    "check_same",
     "check_scaled_weights",
     "check_scores",
+    "check_scores_shape",
     "check_self_attention",
     "check_softmax",
+    "check_sort_and_undo",
     "check_split_heads",
     "check_two_columns",
     "check_v2_from_v1",
+    "check_visible",
+    "check_weighted_average",
 ]

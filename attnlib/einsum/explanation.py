@@ -73,6 +73,10 @@ class EinsumExplanation(EinsumFacts):
     _draw: Callable[[], list[Tensor]]
     _einsum: Callable[[list[Tensor]], Tensor]
 
+    def operands(self) -> list[Tensor]:
+        """The operands as tensors on the CPU, in their common dtype."""
+        return self._draw()
+
     def run_loops(self) -> Tensor:
         """Run the loops on the operands.
 
@@ -80,7 +84,7 @@ class EinsumExplanation(EinsumFacts):
             ValueError: the loops would take too long in Python.
         """
         self._check_small()
-        return self._run(loops_source, self._draw())
+        return self._run(loops_source, self.operands())
 
     def verify(self) -> bool:
         """Whether loops, equivalent code and einsum itself agree, in float64, on the operands.
@@ -89,7 +93,7 @@ class EinsumExplanation(EinsumFacts):
             ValueError: the loops would take too long in Python.
         """
         self._check_small()
-        operands = self._draw()
+        operands = self.operands()
         wide = torch.complex128 if operands[0].is_complex() else torch.float64
         operands = [operand.to(wide) for operand in operands]
         expected = self._einsum(operands)
@@ -118,7 +122,7 @@ class EinsumExplanation(EinsumFacts):
             if index >= sizes[name]:
                 raise ValueError(f"index of {name} must be below its size, {sizes[name]}; got {index}")
         self._check_small(math.prod(sizes[name] for name in self.summed))
-        products = tuple(self._products(dict(zip(names, cell)), self._draw()))
+        products = tuple(self._products(dict(zip(names, cell)), self.operands()))
         label = f"output[{', '.join(map(str, cell))}]" if cell else "output"
         return Trace(label, products, sum(product.value for product in products))
 

@@ -3,6 +3,7 @@
 from attnlib.plots._base import picture, plot_attention, plot_heads
 from attnlib.plots.causal import plot_masks
 from attnlib.plots.context_vectors import plot_context
+from attnlib.plots.einsum import plot_einsum
 from attnlib.plots.multi_head import plot_head_split
 from attnlib.plots.self_attention import plot_lookup, plot_scaling, plot_softmax
 
@@ -10,6 +11,7 @@ __all__ = [
     "picture",
     "plot_attention",
     "plot_context",
+    "plot_einsum",
     "plot_head_split",
     "plot_heads",
     "plot_lookup",
