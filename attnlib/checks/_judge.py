@@ -37,13 +37,14 @@ def judge(
         answer: what the learner wrote.
         reference: gives the right result for the same arguments.
         cases: tuples of arguments, with unequal sizes, so that a mixed-up axis shows. Tensors are copied for each call.
-        mistakes: a sentence that names a likely mistake, and a function that makes it; the first that gives the
-            learner's result is the one that is named.
+        mistakes: a sentence that names a likely mistake, and a function that makes it. The first that gives the
+            learner's results in every case is named, else the first that does so where the answer is wrong.
         success: what to say when everything is right.
     """
     if not callable(answer):
         return Verdict("failed", f"Hand over the function itself, uncalled; this is a {type(answer).__name__}.")
     name = getattr(answer, "__name__", type(answer).__name__)
+    results = []
     for inputs in cases:
         fresh = _copied(inputs)
         try:
@@ -54,9 +55,14 @@ def judge(
             return Verdict("not yet", f"Not written yet: {name} returns nothing. Write it, and run this cell again.")
         if any(isinstance(x, Tensor) and not torch.equal(x, y) for x, y in zip(inputs, fresh)):
             return Verdict("failed", f"{name} changes its input. Use operations that make a new tensor.")
-        fault = _fault(name, got, reference(*_copied(inputs)), inputs, mistakes or {})
-        if fault:
-            return Verdict("failed", fault)
+        if (result := _tensor(got)) is None:
+            return Verdict("failed", f"{name} must return a tensor or a number; it returned a {type(got).__name__}.")
+        results.append(result)
+    for inputs, result in zip(cases, results):
+        want = torch.as_tensor(reference(*_copied(inputs))).detach().double()
+        if not _same(result, want):
+            named = _named(mistakes or {}, cases, results) or _named(mistakes or {}, [inputs], [result])
+            return Verdict("failed", named or _difference(name, result, want))
     return Verdict("passed", success)
 
 
@@ -75,20 +81,20 @@ def _same(got: Tensor, want: Tensor) -> bool:
     return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def _fault(name: str, got: object, right: object, inputs: tuple, mistakes: Mapping[str, Callable]) -> str | None:
-    """The sentence that says what is wrong with `got`, or None."""
-    result, want = _tensor(got), torch.as_tensor(right).detach().double()
-    if result is None:
-        return f"{name} must return a tensor or a number; it returned a {type(got).__name__}."
-    if _same(result, want):
-        return None
+def _named(mistakes: Mapping[str, Callable], cases: Sequence[tuple], results: Sequence[Tensor]) -> str | None:
+    """The first mistake that gives these results in all of these cases."""
     for sentence, mistake in mistakes.items():
         try:
-            wrong = _tensor(mistake(*_copied(inputs)))
-        except Exception:  # a mistake that cannot even run on this case is not the one that was made
+            wrongs = [_tensor(mistake(*_copied(inputs))) for inputs in cases]
+        except Exception:  # a mistake that cannot even run on a case is not the one that was made
             continue
-        if wrong is not None and _same(result, wrong):
+        if all(wrong is not None and _same(result, wrong) for wrong, result in zip(wrongs, results)):
             return sentence
+    return None
+
+
+def _difference(name: str, result: Tensor, want: Tensor) -> str:
+    """Where a result differs from the right one, for a mistake that has no name."""
     if result.shape != want.shape:
         return f"{name} should return the shape {tuple(want.shape)}; it returned {tuple(result.shape)}."
     if result.isnan().any() and not want.isnan().any():
