@@ -4,6 +4,7 @@ from attnlib.plots._base import picture, plot_attention, plot_heads
 from attnlib.plots.causal import plot_masks
 from attnlib.plots.context_vectors import plot_context
 from attnlib.plots.einsum import plot_einsum
+from attnlib.plots.lsh import plot_curves, plot_hash_circle, plot_hash_round, plot_sorted
 from attnlib.plots.multi_head import plot_head_split
 from attnlib.plots.self_attention import plot_lookup, plot_scaling, plot_softmax
 
@@ -11,11 +12,15 @@ __all__ = [
     "picture",
     "plot_attention",
     "plot_context",
+    "plot_curves",
     "plot_einsum",
+    "plot_hash_circle",
+    "plot_hash_round",
     "plot_head_split",
     "plot_heads",
     "plot_lookup",
     "plot_masks",
     "plot_scaling",
     "plot_softmax",
+    "plot_sorted",
 ]

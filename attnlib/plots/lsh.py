@@ -1,0 +1,140 @@
+"""Pictures of notebook 07: vectors in their buckets, the sorted row and its chunks, who sees whom, curves."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from attnlib.lsh import hash_buckets, lsh_attention
+from attnlib.plots._base import as_array, new_axes, plot_attention
+
+
+def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True, ax: Axes | None = None) -> Axes:
+    """Draw vectors of two numbers, coloured by bucket, and the directions that the buckets belong to.
+
+    Args:
+        vectors: (tokens, 2).
+        directions: (2, num_buckets // 2); each is drawn with its opposite, as arrows of one length.
+        labels: whether to write the number of each token beside it.
+        ax: axes to draw on.
+    """
+    points, arrows = as_array(vectors), as_array(directions).T
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"vectors must have shape (tokens, 2); got {points.shape}")
+    if arrows.ndim != 2 or arrows.shape[1] != 2:
+        raise ValueError(f"directions must have shape (2, num_buckets // 2); got {tuple(directions.shape)}")
+    buckets = hash_buckets(vectors[None, None], directions[None, None])[0, 0, 0].numpy()
+    ax = new_axes(ax, 3.6, 3.6)
+    reach = float(np.linalg.norm(points, axis=1).max(initial=0.0)) or 1.0
+    arrows = np.concatenate([arrows, -arrows])
+    colours = _colours(len(arrows))
+    for number, (arrow, colour) in enumerate(zip(arrows, colours)):
+        tip = 0.7 * reach * arrow / max(float(np.linalg.norm(arrow)), 1e-12)
+        ax.annotate("", xy=tip, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
+        ax.text(*(0.8 * tip + 0.1 * reach * np.array([-tip[1], tip[0]]) / reach), str(number), color="0.25", fontsize=9)
+    ax.scatter(*points.T, c=colours[buckets], s=70, edgecolors="black", linewidths=0.6, zorder=3)
+    if labels:
+        for number, point in enumerate(points):
+            ax.text(*(point * 1.15), str(number), ha="center", va="center", fontsize=8)
+    ax.set(xlim=(-1.3 * reach, 1.3 * reach), ylim=(-1.3 * reach, 1.3 * reach), aspect="equal", xticks=[], yticks=[])
+    ax.set_title("Arrows: buckets; dots: tokens", fontsize=10)
+    return ax
+
+
+def plot_sorted(buckets: Tensor, chunk_size: int, *, num_buckets: int | None = None, ax: Axes | None = None) -> Axes:
+    """Draw tokens in reading order and in sorted order, coloured by bucket, with the borders of the chunks.
+
+    Args:
+        buckets: integers (tokens,). Each cell shows the position of its token.
+        chunk_size: a thick line stands after this many sorted tokens.
+        num_buckets: how many colours there are; as many as needed where it is left out.
+        ax: axes to draw on.
+    """
+    row = as_array(buckets).astype(int)
+    if row.ndim != 1:
+        raise ValueError(f"buckets must have shape (tokens,); got {row.shape}")
+    tokens = len(row)
+    order = np.argsort(row, kind="stable")
+    colours = _colours(num_buckets or int(row.max(initial=0)) + 1)
+    ax = new_axes(ax, max(3.6, 0.42 * tokens + 1.2), 1.5)
+    for y, numbers in ((1.3, np.arange(tokens)), (0.0, order)):
+        for x, token in enumerate(numbers):
+            colour = colours[row[token]]
+            ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white"))
+            ink = "black" if colour[:3] @ [0.3, 0.6, 0.1] > 0.5 else "white"
+            ax.text(x + 0.5, y + 0.5, str(token), ha="center", va="center", fontsize=9, color=ink)
+    for border in range(0, tokens + chunk_size, chunk_size):
+        ax.plot([min(border, tokens)] * 2, [-0.15, 1.15], color="black", linewidth=3, solid_capstyle="butt")
+    ax.set(xlim=(-0.1, tokens + 0.1), ylim=(-0.2, 2.4), xticks=[])
+    ax.set_yticks([1.8, 0.5], ["As read", "Sorted"])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    return ax
+
+
+def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> np.ndarray:
+    """Draw one round on vectors of two numbers: buckets, sorted order, and the causal attention that comes of it.
+
+    Args:
+        vectors: (tokens, 2), queries and keys at once.
+        directions: (2, num_buckets // 2).
+        chunk_size: as in ``lsh_attention``.
+
+    Returns:
+        Three axes: the circle, the sorted row, the attention matrix.
+    """
+    batch, rotations = vectors[None, None], directions[None, None]  # one sequence, one head, one round
+    buckets = hash_buckets(batch, rotations)[0, 0, 0]
+    eye = torch.eye(len(vectors), dtype=vectors.dtype)[None, None]  # values that make the output the weights
+    weights = lsh_attention(batch, eye, rotations, chunk_size=chunk_size, is_causal=True)[0, 0]
+    figure = plt.figure(figsize=(9.0, 5.2), facecolor="white", layout="constrained")
+    axes = figure.subplot_mosaic([["circle", "matrix"], ["row", "row"]], height_ratios=[3, 1])
+    plot_hash_circle(vectors, directions, ax=axes["circle"])
+    plot_sorted(buckets, chunk_size, num_buckets=2 * directions.shape[1], ax=axes["row"])
+    plot_attention(weights, title="Who sees whom", ax=axes["matrix"])
+    return np.array([axes["circle"], axes["row"], axes["matrix"]])
+
+
+def plot_curves(
+    x: Sequence,
+    curves: Mapping[str, Sequence],
+    *,
+    xlabel: str,
+    ylabel: str,
+    log: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw several curves over the same x, each with its own colour and marker.
+
+    Args:
+        x: where every curve was measured.
+        curves: a label for each curve, and its values; NaN where it was not measured.
+        xlabel: what x is.
+        ylabel: what the values are.
+        log: the axes with a logarithmic scale: "", "x", "y" or "xy".
+        ax: axes to draw on.
+    """
+    if log not in ("", "x", "y", "xy"):
+        raise ValueError(f'log must be "", "x", "y" or "xy"; got {log!r}')
+    ax = new_axes(ax, 5.0, 3.2)
+    for (label, values), colour, marker in zip(curves.items(), _colours(len(curves)), "os^DvPX" * len(curves)):
+        ax.plot(x, as_array(values), marker=marker, color=colour, label=label)
+    if "x" in log:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [f"{number // 1024}K" if number % 1024 == 0 and number else str(number) for number in x])
+    if "y" in log:
+        ax.set_yscale("log")
+    else:
+        ax.set_ylim(bottom=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(fontsize=8, frameon=False)
+    return ax
+
+
+def _colours(count: int) -> np.ndarray:
+    """So many colours of viridis, light enough at one end and dark enough at the other for a white page."""
+    return plt.get_cmap("viridis")(np.linspace(0.05, 0.92 if count > 2 else 0.7, max(count, 1)))

@@ -1,0 +1,80 @@
+"""The pictures of notebook 07 show what they are given, and change nothing else."""
+
+import math
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from attnlib.plots import plot_curves, plot_hash_circle, plot_hash_round, plot_sorted
+
+ANGLES = torch.arange(7) * 0.9
+CIRCLE = torch.stack([ANGLES.cos(), ANGLES.sin()], -1)
+DIRECTIONS = torch.tensor([[1.0, 0.2], [0.1, 1.0]])
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    mpl.use("agg")
+    yield
+    plt.close("all")
+
+
+def test_dots_have_the_colour_of_their_bucket_and_stand_at_their_place():
+    ax = plot_hash_circle(CIRCLE, DIRECTIONS)
+    (dots,) = ax.collections
+    np.testing.assert_allclose(dots.get_offsets(), CIRCLE, atol=1e-6)
+    projected = CIRCLE @ DIRECTIONS
+    buckets = torch.cat([projected, -projected], -1).argmax(-1)
+    colours = dots.get_facecolors()
+    assert torch.equal(buckets[:, None] == buckets, torch.tensor((colours[:, None] == colours).all(-1)))
+    assert [text.get_text() for text in ax.texts if text.get_fontsize() == 9] == ["0", "1", "2", "3"]
+
+
+def test_the_sorted_row_shows_positions_and_borders():
+    ax = plot_sorted(torch.tensor([2, 0, 1, 0, 2]), 2)
+    assert [text.get_text() for text in ax.texts] == ["0", "1", "2", "3", "4", "1", "3", "2", "0", "4"]
+    assert [line.get_xdata()[0] for line in ax.lines] == [0, 2, 4, 5]
+    colours = [patch.get_facecolor() for patch in ax.patches]
+    assert colours[0] == colours[4] != colours[1] == colours[3]
+    assert colours[5:] == [colours[i] for i in (1, 3, 2, 0, 4)]
+
+
+def test_a_round_shows_its_attention():
+    circle, row, matrix = plot_hash_round(CIRCLE, DIRECTIONS, chunk_size=3)
+    assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("Keys", "Queries")
+    weights = np.asarray(matrix.images[0].get_array())
+    assert weights.shape == (7, 7)
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+    assert len(circle.collections) == 1
+    assert len(row.patches) == 14
+
+
+def test_curves_have_their_numbers_and_names():
+    ax = plot_curves([1, 4, 2048], {"a": [0.1, 0.2, math.nan], "b": [1, 2, 3]}, xlabel="n", ylabel="t", log="x")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.1, 0.2, math.nan])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("n", "t", "linear")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "2K"]
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"vectors must have shape \(tokens, 2\); got \(7, 3\)"):
+        plot_hash_circle(torch.ones(7, 3), DIRECTIONS)
+    with pytest.raises(ValueError, match=r"directions must have shape \(2, num_buckets // 2\); got \(3, 2\)"):
+        plot_hash_circle(CIRCLE, torch.ones(3, 2))
+    with pytest.raises(ValueError, match=r"buckets must have shape \(tokens,\); got \(2, 3\)"):
+        plot_sorted(torch.ones(2, 3), 2)
+    with pytest.raises(ValueError, match="log must be .*; got 'z'"):
+        plot_curves([1], {"a": [1]}, xlabel="", ylabel="", log="z")
+
+
+def test_no_global_state_changes():
+    before = dict(mpl.rcParams)
+    _, ax = plt.subplots()
+    assert plot_sorted(torch.tensor([0, 1]), 1, ax=ax) is ax
+    plot_hash_round(CIRCLE, DIRECTIONS, chunk_size=3)
+    assert dict(mpl.rcParams) == before
+    assert plt.gcf().get_facecolor() == (1.0, 1.0, 1.0, 1.0)
