@@ -44,26 +44,40 @@ def judge(
     if not callable(answer):
         return Verdict("failed", f"Hand over the function itself, uncalled; this is a {type(answer).__name__}.")
     name = getattr(answer, "__name__", type(answer).__name__)
-    results = []
+    results: list[Tensor] = []
     for inputs in cases:
-        fresh = _copied(inputs)
-        try:
-            got = answer(*fresh)
-        except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
-            return Verdict("failed", f"{name} raised {type(error).__name__}: {error}")
-        if got is None or got is Ellipsis:
-            return Verdict("not yet", f"Not written yet: {name} returns nothing. Write it, and run this cell again.")
-        if any(isinstance(x, Tensor) and not torch.equal(x, y) for x, y in zip(inputs, fresh)):
-            return Verdict("failed", f"{name} changes its input. Use operations that make a new tensor.")
-        if (result := _tensor(got)) is None:
-            return Verdict("failed", f"{name} must return a tensor or a number; it returned a {type(got).__name__}.")
+        result = _run(name, answer, inputs)
+        if isinstance(result, Verdict) and not results:
+            return result
+        if isinstance(result, Verdict):  # it worked before: a wrong result there says more than an error here
+            cases, stopped = cases[: len(results)], result
+            break
         results.append(result)
+    else:
+        stopped = Verdict("passed", success)
     for inputs, result in zip(cases, results):
         want = torch.as_tensor(reference(*_copied(inputs))).detach().double()
         if not _same(result, want):
             named = _named(mistakes or {}, cases, results) or _named(mistakes or {}, [inputs], [result])
             return Verdict("failed", named or _difference(name, result, want))
-    return Verdict("passed", success)
+    return stopped
+
+
+def _run(name: str, answer: Callable, inputs: tuple) -> Tensor | Verdict:
+    """The learner's result as a tensor, or what to say where there is none."""
+    fresh = _copied(inputs)
+    try:
+        got = answer(*fresh)
+    except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
+        return Verdict("failed", f"{name} raised {type(error).__name__}: {error}")
+    if got is None or got is Ellipsis:
+        return Verdict("not yet", f"Not written yet: {name} returns nothing. Write it, and run this cell again.")
+    if any(isinstance(x, Tensor) and not torch.equal(x, y) for x, y in zip(inputs, fresh)):
+        return Verdict("failed", f"{name} changes its input. Use operations that make a new tensor.")
+    result = _tensor(got)
+    if result is None:
+        return Verdict("failed", f"{name} must return a tensor or a number; it returned a {type(got).__name__}.")
+    return result
 
 
 def _copied(inputs: tuple) -> tuple:
