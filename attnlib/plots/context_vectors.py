@@ -35,7 +35,7 @@ def plot_context(
     low, high = min(0.0, float(score_row.min())), max(2.0, float(score_row.max()))
     room = 0.2 * (high - low)
     axes[0].set(title="Scores", xlabel="Dot product with the query", ylabel="Keys")
-    axes[0].set_xlim(low - (room if low < 0 else 0.0), high + room)
+    axes[0].set_xlim(low - (1.4 * room if low < 0 else 0.0), high + room)
     _bars(axes[1], weight_row, labels, MIDDLE)
     axes[1].set(title="Weights", xlabel="Softmax of the scores", xlim=(0.0, 1.2))
     axes[1].set_xticks([0.0, 0.5, 1.0])
