@@ -5,6 +5,7 @@ from torch import Tensor
 
 from attnlib._checks import check_count, check_same, check_shape, check_tensor
 from attnlib.lsh._rounds import attend_rounds
+from attnlib.lsh._sorted import Rule
 from attnlib.lsh.hashing import check_rotations, hash_buckets
 
 
@@ -80,17 +81,9 @@ def lsh_attention(
     if across_buckets and query_key.shape[2] <= chunk_size:
         rotations = rotations[:, :1]  # one chunk holds all: every round would show the same
     buckets = hash_buckets(query_key.detach(), rotations)
-    return attend_rounds(
-        query_key,
-        value,
-        buckets,
-        key_mask,
-        chunk_size=chunk_size,
-        is_causal=is_causal,
-        count_once=count_once,
-        across_buckets=across_buckets,
-        scale=scale,
-    )
+    num_buckets = 2 * rotations.shape[-1]
+    rule = Rule(chunk_size, num_buckets, bool(is_causal), bool(count_once), bool(across_buckets), scale)
+    return attend_rounds(query_key, value, buckets, key_mask, rule)
 
 
 def _check_key_mask(key_mask: object, query_key: Tensor) -> None:

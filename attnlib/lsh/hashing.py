@@ -5,6 +5,10 @@ from torch import Tensor
 
 from attnlib._checks import check_count, check_shape, check_tensor
 
+PROJECTED = {"cpu": 2**18}  # projections held at a time: what a core's cache holds
+PROJECTED_ELSEWHERE = 2**26
+HUGE = 2.0**126
+
 
 def random_rotations(
     head_dim: int,
@@ -89,14 +93,37 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     check_tensor("vectors", vectors)
     check_shape("vectors", vectors, "batch heads tokens head_dim")
     check_rotations(rotations, vectors, "vectors")
+    batch, heads, tokens, _ = vectors.shape
+    num_hashes, half = rotations.shape[1], rotations.shape[3]
+    buckets = torch.empty(batch * heads, num_hashes, tokens, dtype=torch.int64, device=vectors.device)
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, rotations.dtype), torch.float32)
-    with torch.autocast(vectors.device.type, enabled=False):
-        projected = vectors.to(dtype)[:, :, None] @ rotations.to(dtype)  # (batch, heads, num_hashes, tokens, buckets/2)
-    if not projected.numel():
-        return projected.new_zeros(projected.shape[:-1], dtype=torch.int64)
-    high, high_at = projected.max(-1)
-    low, low_at = projected.min(-1)
-    return torch.where(high >= -low, high_at, low_at + projected.shape[-1])
+    vectors, rotations = vectors.flatten(0, 1), rotations.to(dtype).expand(heads, -1, -1, -1)
+    budget = PROJECTED.get(vectors.device.type, PROJECTED_ELSEWHERE)
+    rows = max(1, budget // (num_hashes * half))  # tokens at a time, over as many heads as that allows
+    group = max(1, rows // max(tokens, 1))
+    for head in range(0, batch * heads, group):
+        rotated = rotations[torch.arange(head, min(head + group, batch * heads), device=rotations.device) % heads]
+        for first in range(0, tokens, rows):
+            here = vectors[head : head + group, None, first : first + rows].to(dtype)  # (group, 1, rows, head_dim)
+            with torch.autocast(vectors.device.type, enabled=False):
+                projected = here @ rotated  # (group, num_hashes, rows, num_buckets / 2)
+            buckets[head : head + group, :, first : first + rows] = _largest(projected)
+    return buckets.unflatten(0, (batch, heads))
+
+
+def _largest(projected: Tensor) -> Tensor:
+    """``argmax([x, −x])`` along the last axis, of operations that a CPU does many numbers at a time; argmax is not.
+
+    How far an entry lies below the largest, times −HUGE, plus a rank that falls from first to last: its maximum is the
+    rank of the first entry that is the largest.
+    """
+    half = projected.shape[-1]
+    high, low = projected.amax(-1, keepdim=True), projected.amin(-1, keepdim=True)
+    forward = high >= -low
+    below = (projected - torch.where(forward, high, low)).abs_()  # 0 where largest
+    rank = torch.arange(half, 0, -1, dtype=projected.dtype, device=projected.device)
+    first = half - torch.add(rank, below, alpha=-HUGE, out=below).amax(-1)
+    return (first + half * ~forward[..., 0]).nan_to_num(0.0).to(torch.int64).clamp_(0, 2 * half - 1)
 
 
 def check_rotations(rotations: object, vectors: Tensor, name: str) -> None:
