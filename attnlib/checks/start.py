@@ -1,0 +1,68 @@
+"""Checks of notebook 00: a weighted average, a comparison that can fail, and the shape of the scores."""
+
+from collections.abc import Callable
+
+import torch
+
+from attnlib.checks._judge import Verdict, judge
+
+
+def check_weighted_average(answer: Callable) -> Verdict:
+    """Exercise 1 of notebook 00: ``answer(weights, values)`` is Σ_j weights_j · values_j."""
+    cases = [
+        (torch.tensor([0.25, 0.75]), torch.tensor([[4.0, 0.0, 8.0], [0.0, 4.0, 4.0]])),
+        (torch.tensor([0.5, 0.2, 0.3]), torch.arange(15.0).reshape(3, 5)),
+        (torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(16.0).reshape(4, 4) ** 2),
+    ]
+    mistakes = {
+        "This is the plain mean: the weights are not used.": lambda weights, values: values.mean(0),
+        "The values are weighted, but not yet summed over the tokens.": lambda w, values: w[:, None] * values,
+        "This weights the columns: row j of values belongs to weight j.": lambda weights, values: values @ weights,
+        "Divided by the number of tokens: the weights already sum to one.": lambda w, values: w @ values / len(w),
+    }
+    success = "Right: every attention of the series ends with this average."
+    return judge(answer, lambda weights, values: weights @ values, cases, mistakes=mistakes, success=success)
+
+
+def check_same(answer: Callable) -> Verdict:
+    """Exercise 2 of notebook 00: ``answer(a, b)`` is True where no entry differs by more than 1e-5."""
+    one = torch.ones(2, 3)
+    off = one.clone()
+    off[1, 2] = 1.001
+    cases = [(one, one + 1e-7), (one, one.clone()), (one, off), (off, one), (one - 5, one), (one, one - 5)]
+    mistakes = {
+        "It calls any a below b the same: take the absolute value first.": lambda a, b: bool((a - b).max() < 1e-5),
+        "It calls any a above b the same: take the absolute value first.": lambda a, b: bool((b - a).max() < 1e-5),
+        "It asks for equal bits; rounding in the last digit must pass.": lambda a, b: torch.equal(a, b),
+        "A mean hides one wrong entry among many right ones: ask for the largest difference.": lambda a, b: bool(
+            (a - b).abs().mean() < 1e-3
+        ),
+        "It always says True: it cannot fail, so it tests nothing.": lambda a, b: True,
+    }
+    success = "Right: rounding passes, and one wrong entry fails."
+    return judge(answer, lambda a, b: bool((a - b).abs().max() <= 1e-5), cases, mistakes=mistakes, success=success)
+
+
+def check_scores_shape(answer: Callable) -> Verdict:
+    """Exercise 3 of notebook 00: ``answer(query, key)`` is the shape of the scores as a tuple."""
+    cases = [(torch.zeros(2, 3, 7, 5), torch.zeros(2, 3, 11, 5)), (torch.zeros(1, 4, 2, 6), torch.zeros(1, 4, 3, 6))]
+    mistakes = {
+        "Queries come first: a row for each query, a column for each key.": lambda query, key: (
+            *key.shape[:-1],
+            query.shape[-2],
+        ),
+        "That is the shape of the query: the scores have a column for each key, and no head_dim.": lambda query, key: (
+            tuple(query.shape)
+        ),
+        "head_dim is summed away: the last axis counts the keys.": lambda query, key: (
+            *query.shape[:-2],
+            key.shape[-2],
+            key.shape[-1],
+        ),
+        "Every batch row and every head has its own matrix of scores: keep the first two axes.": lambda query, key: (
+            query.shape[-2],
+            key.shape[-2],
+        ),
+    }
+    success = "Right: (batch, heads, q_tokens, kv_tokens)."
+    return judge(answer, lambda q, k: (*q.shape[:-1], k.shape[-2]), cases, mistakes=mistakes, success=success)

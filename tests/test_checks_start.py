@@ -1,0 +1,38 @@
+"""The checks of notebook 00: a right answer passes, and each usual mistake is named."""
+
+import pytest
+import torch
+
+from attnlib.checks import check_same, check_scores_shape, check_weighted_average
+
+
+def test_right_answers_pass():
+    assert check_weighted_average(lambda weights, values: (weights[:, None] * values).sum(0))
+    assert check_same(lambda a, b: torch.allclose(a, b, rtol=0, atol=1e-5))
+    assert check_scores_shape(lambda query, key: tuple((query @ key.mT).shape))
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "says"),
+    [
+        (check_weighted_average, lambda weights, values: None, "Not written yet"),
+        (check_weighted_average, lambda weights, values: values.mean(0), "plain mean"),
+        (check_weighted_average, lambda weights, values: weights[:, None] * values, "not yet summed"),
+        (check_weighted_average, lambda weights, values: (weights[:, None] * values).mean(0), "already sum to one"),
+        (check_weighted_average, lambda weights, values: values @ weights, "raised RuntimeError"),
+        (check_weighted_average, lambda weights, values: values[0], "is right"),
+        (check_same, lambda a, b: bool((a - b).max() < 1e-5), "any a below b the same"),
+        (check_same, lambda a, b: bool((b - a).max() < 1e-5), "any a above b the same"),
+        (check_same, lambda a, b: bool((a == b).all()), "equal bits"),
+        (check_same, lambda a, b: bool((a - b).abs().mean() < 1e-3), "A mean hides"),
+        (check_same, lambda a, b: True, "cannot fail"),
+        (check_scores_shape, lambda query, key: tuple(query.shape), "shape of the query"),
+        (check_scores_shape, lambda query, key: (*key.shape[:-1], query.shape[2]), "Queries come first"),
+        (check_scores_shape, lambda query, key: (query.shape[2], key.shape[2]), "keep the first two axes"),
+        (check_scores_shape, lambda query, key: (*query.shape[:2], key.shape[2], key.shape[3]), "head_dim is summed"),
+    ],
+)
+def test_mistakes_are_named(check, answer, says):
+    verdict = check(answer)
+    assert not verdict
+    assert says in repr(verdict)

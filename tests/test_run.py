@@ -1,0 +1,102 @@
+"""run.py's set-up: it trusts only what was finished, notices changes, and says in one sentence what went wrong."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """run.py as a module, in a folder of its own, with an installer that only remembers what it was asked for."""
+    for name in ("requirements.txt", "benchmarks/requirements.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("torch\n")
+    specification = importlib.util.spec_from_file_location("run", ROOT / "run.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
+    monkeypatch.setattr(module, "CPU_TORCH", "http://127.0.0.1:9")  # nothing answers there
+    module.asked = []
+
+    def install(*command):
+        module.asked.append(command)
+        (tmp_path / ".venv").mkdir(exist_ok=True)
+
+    module.really_install, module.install = module.install, install
+    return module
+
+
+def test_a_second_set_up_does_nothing_and_the_test_set_up_serves_lab(run):
+    run.set_up(["-e", ".[test]"])
+    assert "venv" in run.asked[0]
+    assert run.asked[1][-4:] == ("-r", "requirements.txt", "-e", ".[test]")
+    run.set_up(["-e", ".[test]"])
+    run.set_up(["-e", "."])
+    assert len(run.asked) == 2
+
+
+def test_more_is_added_to_what_is_there_and_a_change_builds_afresh(run):
+    run.set_up(["-e", "."])
+    run.set_up(["-e", ".[test]"])
+    assert len(run.asked) == 3, "the second one keeps .venv"
+    for name in ("requirements.txt", "benchmarks/requirements.txt", "pyproject.toml"):
+        (run.ROOT / name).write_text(f"changed {name}\n")
+        before = len(run.asked)
+        run.set_up(["-e", "."])
+        assert "venv" in run.asked[before], f"a changed {name} was not noticed"
+
+
+def test_an_interrupted_set_up_is_not_trusted(run, monkeypatch):
+    run.set_up(["-e", "."])
+    calls = []
+
+    def interrupted(*command):
+        calls.append(command)
+        raise KeyboardInterrupt
+
+    remembering = run.install
+    monkeypatch.setattr(run, "install", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.set_up(["-e", ".[test]"])
+    monkeypatch.setattr(run, "install", remembering)
+    run.asked.clear()
+    run.set_up(["-e", "."])
+    assert "venv" in run.asked[0], "half an installation was trusted"
+
+
+@pytest.mark.parametrize(
+    ("printed", "says"),
+    [
+        ("ERROR: [Errno 28] No space left on device", "the disk is full"),
+        ("Temporary failure in name resolution", "cannot be reached; check the network"),
+        ("NewConnectionError: Failed to establish a new connection", "cannot be reached; check the network"),
+        ("Could not find a version that satisfies torch (from versions: none)", "cannot be reached"),
+        ("something else", "something else"),
+    ],
+)
+def test_a_failed_installation_leaves_no_venv_and_says_why(run, printed, says):
+    run.VENV.mkdir()
+    with pytest.raises(SystemExit, match=says):
+        run.really_install(sys.executable, "-c", f"import sys; sys.exit({printed!r})")
+    assert not run.VENV.exists()
+
+
+def test_unknown_commands_print_the_help():
+    for arguments in ([], ["nonsense"], ["bench"]):
+        done = subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "python run.py lab [ARGS]" in done.stderr
+
+
+def test_an_old_python_gets_one_sentence(tmp_path):
+    """The same file, on a Python that calls itself 3.10."""
+    code = "import runpy, sys; sys.version_info = (3, 10); runpy.run_path('run.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr.strip() == "run.py: Python 3.11 or newer is needed."
+    assert done.returncode == 1
