@@ -73,6 +73,7 @@ WRONG = [
     (check_linear, lambda x, weight, bias: x @ weight.T - bias, "subtracted"),
     (check_linear, lambda x, weight, bias: x @ weight.T + bias[:, None], "Each token gets its own"),
     (check_linear, lambda x, weight, bias: (x + bias) @ weight.T, "goes through the weight"),
+    (check_linear, lambda x, weight, bias: (weight @ x.transpose(0, 1)).T + bias, "raised RuntimeError"),
     (check_v2_from_v1, lambda v1: carry(v1, copy=False), "share their weights"),
     (check_v2_from_v1, lambda v1: carry(v1, transpose=False), "not transposed"),
     (check_v2_from_v1, lambda v1: carry(v1, order=("W_key", "W_query", "W_value")), "Query and key"),
