@@ -7,14 +7,16 @@ from attnlib.device import describe_device, get_device
 from attnlib.einsum import EinsumExplanation, explain_einsum
 from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask, padding_mask
-from attnlib.memory import KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
+from attnlib.memory import IVFIndex, KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
+from attnlib.sharded import sharded_attend, sharded_search
 
 __all__ = [
     "Attended",
     "CausalAttention",
     "EinsumExplanation",
+    "IVFIndex",
     "KVMemory",
     "LSHSelfAttention",
     "MemoryAttention",
@@ -38,6 +40,8 @@ __all__ = [
     "merge",
     "padding_mask",
     "random_rotations",
+    "sharded_attend",
+    "sharded_search",
     "split_heads",
     "split_memory_heads",
     "topk_attend",

@@ -5,7 +5,8 @@ head), head_dim (of keys and queries), value_dim (of values; the same as head_di
 """
 
 from attnlib.memory.hits import MemoryHits, split_memory_heads, topk_attend
+from attnlib.memory.index import IVFIndex
 from attnlib.memory.kv_memory import KVMemory
 from attnlib.memory.layer import MemoryAttention
 
-__all__ = ["KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"]
+__all__ = ["IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"]

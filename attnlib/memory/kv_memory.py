@@ -1,13 +1,18 @@
 """A ring of past keys and values for every row of a batch and every head."""
 
+import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from attnlib._checks import check_count, check_same, check_shape, check_tensor
+from attnlib.memory.fetch import fetch
 from attnlib.memory.hits import MemoryHits
-from attnlib.memory.search import best_positions
+from attnlib.memory.search import best_ids
+from attnlib.memory.storage import read_file, write_file
+
+SIZES = ("capacity", "num_heads", "head_dim", "value_dim", "batch_size")
 
 
 class KVMemory:
@@ -63,8 +68,9 @@ class KVMemory:
             raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
         self.capacity, self.num_heads, self.batch_size = capacity, num_heads, batch_size
         self.head_dim, self.value_dim = head_dim, value_dim
-        self._keys = torch.zeros(batch_size, num_heads, capacity, head_dim, dtype=dtype, device=device)
-        self._values = torch.zeros(batch_size, num_heads, capacity, value_dim, dtype=dtype, device=device)
+        with torch.inference_mode(False):  # a memory may be made in inference mode and used outside
+            self._keys = torch.zeros(batch_size, num_heads, capacity, head_dim, dtype=dtype, device=device)
+            self._values = torch.zeros(batch_size, num_heads, capacity, value_dim, dtype=dtype, device=device)
         self._next = [0] * batch_size  # the id that each row gives next
         self._cleared = [0] * batch_size  # each row has forgotten the ids below this one
 
@@ -78,20 +84,15 @@ class KVMemory:
 
     @property
     def lengths(self) -> Tensor:
-        return torch.tensor([len(ids) for ids in self._ids()])
+        return torch.tensor([len(ids) for ids in self._held()])
 
     def __len__(self) -> int:
         """How many memories the fullest row holds."""
-        return max(len(ids) for ids in self._ids())
+        return max(len(ids) for ids in self._held())
 
     def __repr__(self) -> str:
         sizes = "capacity={0.capacity}, num_heads={0.num_heads}, head_dim={0.head_dim}, value_dim={0.value_dim}"
         return f"KVMemory({sizes.format(self)}, batch_size={self.batch_size}, lengths={self.lengths.tolist()})"
-
-    def _ids(self) -> list[range]:
-        """The ids that each row holds."""
-        firsts = (max(cleared, end - self.capacity) for cleared, end in zip(self._cleared, self._next))
-        return [range(first, end) for first, end in zip(firsts, self._next)]
 
     @torch.no_grad()
     def add(self, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
@@ -123,13 +124,14 @@ class KVMemory:
         self._values[row, :, slot] = value[row, :, token]
         self._next = [end + count for end, count in zip(self._next, counts.tolist())]
 
-    def search(self, query: Tensor, top_k: int, *, block_size: int = 8192) -> MemoryHits:
-        """Find the memories whose keys have the greatest dot products with each query: all are looked at.
+    def search(self, query: Tensor, top_k: int, *, block_size: int | None = None) -> MemoryHits:
+        """Find the memories whose keys have the greatest dot products with each query; every key is looked at.
 
         Args:
             query: (batch, heads, tokens, head_dim).
             top_k: how many to find for each token and head.
-            block_size: how many keys are scored at a time; it changes memory and speed, not what is found.
+            block_size: how many keys are scored at a time; chosen for speed where it is left out. It changes memory and
+                speed, not what is found.
 
         Returns:
             ``MemoryHits``, best first, of equal scores the newer first; where a row holds fewer than ``top_k``, the
@@ -140,42 +142,19 @@ class KVMemory:
             TypeError: ``query`` is no tensor of the memory's dtype, ``top_k`` or ``block_size`` no int.
             ValueError: a shape or a device does not fit, ``top_k`` or ``block_size`` is below 1.
         """
-        self._check_search(query, top_k)
-        check_count("block_size", block_size)
-        ids = self._ids()
-        found = query.new_full((*query.shape[:3], top_k), -1, dtype=torch.int64)
-        alike = all(row == ids[0] for row in ids)  # then all rows are searched together
-        for rows, held in [(slice(None), ids[0])] if alike else [(slice(i, i + 1), r) for i, r in enumerate(ids)]:
-            if held:
-                width = min(top_k, len(held))
-                with torch.no_grad():
-                    positions = best_positions(query[rows], self._segments(rows, held), width, block_size)
-                found[rows, ..., :width] = held.start + positions
-        return self._fetch(query, found)
-
-    def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
-        """Bring back the memories with these ids, (batch, heads, tokens, top_k), −1 = none, best first."""
-        mask = ids >= 0  # (batch, heads, tokens, top_k)
-        pairs = torch.arange(self.batch_size * self.num_heads, device=self.device)
-        flat = (pairs.view(self.batch_size, self.num_heads, 1, 1) * self.capacity + ids % self.capacity).flatten()
-        keys, values = (
-            stored.flatten(0, 2).index_select(0, flat).view(*ids.shape, -1).masked_fill(~mask[..., None], 0)
-            for stored in (self._keys, self._values)
-        )  # (batch, heads, tokens, top_k, dim): copies, which later writes leave as they are
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        scores = (query.unsqueeze(-2).to(dtype) * keys.to(dtype)).sum(-1).masked_fill(~mask, -torch.inf)
-        newest_first = ids.argsort(-1, descending=True)
-        order = newest_first.gather(
-            -1, scores.detach().gather(-1, newest_first).argsort(dim=-1, descending=True, stable=True)
-        )
-        wide = order.unsqueeze(-1)
-        return MemoryHits(
-            keys.take_along_dim(wide, -2),
-            values.take_along_dim(wide, -2),
-            scores.gather(-1, order),
-            ids.gather(-1, order),
-            mask.gather(-1, order),
-        )
+        self._check_query(query, top_k)
+        if block_size is not None:
+            check_count("block_size", block_size)
+        ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device=self.device)
+        held = self._held()
+        alike = all(of_row == held[0] for of_row in held)  # then all rows are searched together
+        for row, of_row in enumerate(held[:1] if alike else held):
+            if of_row:
+                rows = slice(None) if alike else slice(row, row + 1)
+                width = min(top_k, len(of_row))
+                with torch.autocast(self.device.type, enabled=False):
+                    ids[rows, ..., :width] = best_ids(query[rows], self._keys[rows], of_row, width, block_size)
+        return self._fetch(query, ids)
 
     def clear(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Forget all memories of some rows, or of all; the ids go on counting.
@@ -197,23 +176,67 @@ class KVMemory:
         self._keys, self._values = self._keys.to(device), self._values.to(device)
         return self
 
-    def _segments(self, rows: slice, held: range) -> list[Tensor]:
-        """The keys with these ids, oldest first: one piece of the ring, or two where they run over its end."""
-        start, stop = held.start % self.capacity, held.start % self.capacity + len(held)
-        keys = self._keys[rows]
-        if stop <= self.capacity:
-            return [keys[:, :, start:stop]]
-        return [keys[:, :, start:], keys[:, :, : stop - self.capacity]]
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the memory to one file, in safetensors' format, with a checksum over all of it.
+
+        The file is written beside ``path`` under a name that ends in ``.partial``, and then renamed: a crash leaves the
+        old file as it was, and at worst the partial one beside it.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        used = min(max(self._next), self.capacity)  # slots that were ever written
+        tensors = {"keys": self._keys[:, :, :used], "values": self._values[:, :, :used]}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        tensors.update(next=torch.tensor(self._next), cleared=torch.tensor(self._cleared))
+        write_file(path, tensors, {name: getattr(self, name) for name in SIZES})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, device: torch.device | str | None = None) -> "KVMemory":
+        """Read the memory that ``save`` wrote, bit by bit the same; ids go on where they stood.
+
+        Args:
+            path: the file.
+            device: where the memory shall live; torch's default where it is left out.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is truncated, altered, foreign, or of another format version. Nothing in it is executed.
+        """
+        tensors, sizes = read_file(path)
+        if set(tensors) != {"keys", "values", "next", "cleared"} or set(sizes) != set(SIZES):
+            raise ValueError(f"{path} does not hold what a KVMemory saves: {sorted(tensors)} and {sorted(sizes)}")
+        memory = cls(**sizes, dtype=tensors["keys"].dtype, device=device)
+        memory._next, memory._cleared = tensors["next"].tolist(), tensors["cleared"].tolist()
+        used = min(max(memory._next), memory.capacity)
+        for name, ring in (("keys", memory._keys), ("values", memory._values)):
+            if tensors[name].shape != ring[:, :, :used].shape or tensors[name].dtype != ring.dtype:
+                raise ValueError(f"{path} holds {name} that do not fit its sizes, {tuple(tensors[name].shape)}")
+            ring[:, :, :used] = tensors[name]
+        return memory
+
+    def _held(self) -> list[range]:
+        """The ids that each row holds."""
+        firsts = (max(cleared, end - self.capacity) for cleared, end in zip(self._cleared, self._next))
+        return [range(first, end) for first, end in zip(firsts, self._next)]
+
+    def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
+        return fetch(query, self._keys, self._values, ids)
+
+    def _keys_of(self, row: int, head: int) -> Tensor:
+        """The keys that a row holds, oldest first: (length, head_dim)."""
+        held = self._held()[row]
+        return self._keys[row, head, torch.arange(held.start, held.stop, device=self.device) % self.capacity]
+
+    def _check_query(self, query: Tensor, top_k: int) -> None:
+        sizes = {"batch": self.batch_size, "heads": self.num_heads, "head_dim": self.head_dim}
+        self._check("query", query, "batch heads tokens head_dim", sizes)
+        check_count("top_k", top_k)
 
     def _check(self, name: str, tensor: Tensor, axes: str, sizes: dict[str, int]) -> None:
         check_tensor(name, tensor)
         check_shape(name, tensor, axes, sizes)
         check_same(memory=self._keys, **{name: tensor})
-
-    def _check_search(self, query: Tensor, top_k: int) -> None:
-        sizes = {"batch": self.batch_size, "heads": self.num_heads, "head_dim": self.head_dim}
-        self._check("query", query, "batch heads tokens head_dim", sizes)
-        check_count("top_k", top_k)
 
     def _check_store_mask(self, mask: object, tokens: int) -> None:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:

@@ -1,23 +1,185 @@
-"""Exact search: the best keys of each query, a block of keys at a time."""
+"""Exact search: the best keys of each query, in blocks, so that the scores of all keys are never held at once.
+
+A tournament. Keys that stand side by side form a group of 4 to 16, and each group sends its best score. The top_k keys
+lie in the top_k groups, because a group outside them is beaten by top_k others. So only the groups' best scores are
+kept and compared, and in the end the keys of the winning groups are scored one by one.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+QUERIES = 512  # searched together
+BLOCK_SCORES = 2**19  # of one block of keys: 2 MiB in float32, which stay in the cache until their groups are formed
+DIRECT_SCORES = 2**20  # without groups: 4 MiB in float32
+WINDOW = 8192  # groups between two rounds: 16 MiB for 512 queries in float32
+CANDIDATES = 2**19  # numbers in the keys of the winning groups that are scored at a time: 2 MiB in float32
+FAN = 16  # entries in a group of groups
 
-def best_positions(query: Tensor, segments: list[Tensor], top_k: int, block_size: int) -> Tensor:
-    """Find the keys with the greatest dot products.
+
+@torch.no_grad()
+def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int, block_size: int | None = None) -> Tensor:
+    """Find the ids whose keys have the greatest dot products with each query.
 
     Args:
         query: (batch, heads, tokens, head_dim).
-        segments: keys, oldest first, as pieces (batch, heads, some, head_dim) of one list.
-        top_k: how many; at most as many as there are keys.
-        block_size: how many keys are scored at a time.
+        ring: keys (batch, heads, capacity, head_dim), contiguous; the key of an id lies in slot ``id mod capacity``.
+        held: the ids to look at, the same for every row.
+        top_k: how many to find; at most as many as are held.
+        block_size: how many keys are scored at a time; chosen for speed where it is left out.
 
     Returns:
-        (batch, heads, tokens, top_k): positions in the list, in no order; of equal scores the later position.
+        int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first.
     """
-    keys = torch.cat(segments, dim=2)
-    dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(dtype) @ keys.to(dtype).mT
-    positions = scores.flip(-1).argsort(dim=-1, descending=True, stable=True)[..., :top_k]
-    return keys.shape[2] - 1 - positions
+    queries, keys = query.flatten(0, 1), ring.flatten(0, 1)  # (pairs, tokens, head_dim), (pairs, capacity, head_dim)
+    queries = queries.to(torch.promote_types(query.dtype, torch.float32))
+    pairs, tokens, _ = queries.shape
+    found = torch.empty(pairs, tokens, top_k, dtype=torch.int64, device=query.device)
+    few = len(held) <= 64 * max(top_k, 32)  # too few keys for a tournament to pay
+    at_once = max(1, DIRECT_SCORES // len(held)) if few else QUERIES
+    token_step = max(1, min(tokens, at_once))
+    pair_step = max(1, at_once // token_step)
+    for pair in range(0, pairs, pair_step):
+        for token in range(0, tokens, token_step):
+            part = slice(pair, pair + pair_step), slice(token, token + token_step)
+            some_queries, some_keys = queries[part], keys[part[0]]
+            if few:
+                found[part] = _all_scored(some_queries, some_keys, held, top_k)
+            else:
+                found[part] = _tournament(some_queries, some_keys, held, top_k, block_size)
+    return found.view(*query.shape[:3], top_k)
+
+
+def top_newest(scores: Tensor, top_k: int) -> Tensor:
+    """Positions of the top_k greatest entries of the last axis, in rising order; of equal entries the last ones win.
+
+    ``torch.topk`` takes any of the entries that tie for the last place, and which ones differs between machines.
+    """
+    if scores.shape[-1] <= top_k:
+        return torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    best, position = scores.topk(top_k + 1)
+    position = position[..., :top_k]
+    tied = best[..., -1] == best[..., -2]  # (…): the last that is in equals the first that is out
+    if tied.any():
+        rows, floor = scores[tied], best[tied][:, -1:]  # (tied, n), (tied, 1)
+        above = ~(rows <= floor)  # NaN counts as above, as it does for topk
+        equal = rows == floor
+        places = top_k - above.sum(-1, keepdim=True)
+        last_ones = equal.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= places
+        position[tied] = (above | (equal & last_ones)).nonzero()[:, 1].view(-1, top_k)
+    return position.sort(-1).values
+
+
+def best_first(scores: Tensor, ids: Tensor) -> Tensor:
+    """Positions that sort the last axis by falling score, and where scores are equal by falling id."""
+    by_id = ids.argsort(-1, descending=True)
+    return by_id.gather(-1, scores.gather(-1, by_id).argsort(dim=-1, descending=True, stable=True))
+
+
+def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int) -> Tensor:
+    """``best_ids`` for few keys: (pairs, tokens, top_k)."""
+    pieces = [keys[:, slots].to(query.dtype) for slots in _slots(held, keys.shape[1])]
+    scores = torch.cat([query @ piece.mT for piece in pieces], dim=-1)  # (pairs, tokens, held)
+    position = top_newest(scores, top_k)
+    ids = position + held.start
+    return ids.gather(-1, best_first(scores.gather(-1, position), ids))
+
+
+def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
+    """``best_ids`` for many keys: (pairs, tokens, top_k)."""
+    pairs, tokens, _ = query.shape
+    group = 4 if len(held) <= 2**16 else 8 if len(held) <= 2**20 else 16
+    block = block_size or max(FAN * group, BLOCK_SCORES // (pairs * tokens))
+    find_maxima = _group_maxima(query, group, max(1, block // group))
+    scores = query.new_empty(pairs, tokens, 0)  # of the best groups so far
+    firsts = torch.empty(pairs, tokens, 0, dtype=torch.int64, device=query.device)  # the first id of each
+    singles = []  # ids that are too few for a group: at the start of the older slots, at the end of the newer
+    next_id = held.start
+    for index, slots in enumerate(_slots(held, keys.shape[1])):
+        size = slots.stop - slots.start
+        single = size % group
+        if index == 0:
+            singles.append(range(next_id, next_id + single))
+            next_id, slots = next_id + single, slice(slots.start + single, slots.stop)
+        else:
+            singles.append(range(held.stop - single, held.stop))
+            slots = slice(slots.start, slots.stop - single)
+        for start in range(slots.start, slots.stop, WINDOW * group):
+            some = keys[:, start : min(start + WINDOW * group, slots.stop)]
+            maxima = find_maxima(some)  # (pairs, tokens, groups)
+            winners = _winners(maxima, top_k)  # (pairs, tokens, top_k)
+            scores = torch.cat((scores, maxima.gather(-1, winners)), dim=-1)
+            firsts = torch.cat((firsts, next_id + winners * group), dim=-1)
+            stay = top_newest(scores, top_k)
+            scores, firsts = scores.gather(-1, stay), firsts.gather(-1, stay)
+            next_id += some.shape[1]
+    within = torch.arange(group, device=query.device)
+    grouped = (firsts.unsqueeze(-1) + within).flatten(-2)  # (pairs, tokens, groups * group), rising
+    before, after = (
+        torch.tensor(list(ids), dtype=torch.int64, device=query.device).expand(pairs, tokens, -1)
+        for ids in (*singles, range(0))[:2]
+    )
+    return _best_candidates(query, keys, torch.cat((before, grouped, after), dim=-1), top_k)
+
+
+def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[Tensor], Tensor]:
+    """Make a function from keys (pairs, groups · group, head_dim) to the best score of each group, (pairs, tokens,
+    groups); the result is overwritten by the next call, so that no time goes into fresh pages of memory."""
+    pairs, tokens, _ = query.shape
+    columns = query.mT.contiguous()  # (pairs, head_dim, tokens)
+    block = query.new_empty(pairs * groups_at_once * group * tokens)
+    window = query.new_empty(pairs, tokens, WINDOW)
+
+    def find(keys: Tensor) -> Tensor:
+        groups = keys.shape[1] // group
+        for start in range(0, groups, groups_at_once):
+            stop = min(start + groups_at_once, groups)
+            some = keys[:, start * group : stop * group].to(query.dtype)
+            scores = block[: pairs * some.shape[1] * tokens].view(pairs, -1, tokens)
+            torch.bmm(some, columns, out=scores)  # (pairs, keys, tokens)
+            maxima = scores.unflatten(1, (stop - start, group)).amax(2)  # (pairs, groups, tokens)
+            window[..., start:stop] = maxima.mT.contiguous()
+        return window[..., :groups]
+
+    return find
+
+
+def _winners(scores: Tensor, top_k: int) -> Tensor:
+    """``top_newest`` of a long last axis, by a tournament of groups of groups."""
+    many, device = scores.shape[-1], scores.device
+    if many <= 2 * FAN * max(top_k, FAN):
+        return top_newest(scores, top_k)
+    whole = many // FAN * FAN
+    groups = _winners(scores[..., :whole].unflatten(-1, (-1, FAN)).amax(-1), top_k)
+    candidates = (groups.unsqueeze(-1) * FAN + torch.arange(FAN, device=device)).flatten(-2)
+    rest = torch.arange(whole, many, device=device).expand(*candidates.shape[:-1], -1)
+    candidates = torch.cat((candidates, rest), dim=-1)  # rising
+    return candidates.gather(-1, top_newest(scores.gather(-1, candidates), top_k))
+
+
+def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Tensor:
+    """Score the keys with these ids, (pairs, tokens, candidates) in rising order, and give the best, best first."""
+    pairs, tokens, head_dim = query.shape
+    capacity, candidates = keys.shape[1], ids.shape[-1]
+    first_slots = capacity * torch.arange(pairs, device=query.device)
+    slots = (first_slots[:, None, None] + ids % capacity).flatten(0, 1)  # (pairs * tokens, candidates)
+    flat_keys, flat_query, ids = keys.flatten(0, 1), query.flatten(0, 1).unsqueeze(1), ids.flatten(0, 1)
+    scores = query.new_empty(pairs * tokens, 1, candidates)
+    step = max(1, CANDIDATES // (candidates * head_dim))
+    for start in range(0, pairs * tokens, step):
+        some = slots[start : start + step]
+        found = flat_keys.index_select(0, some.flatten()).view(len(some), candidates, head_dim).to(query.dtype)
+        torch.bmm(flat_query[start : start + step], found.mT, out=scores[start : start + step])
+    position = top_newest(scores.squeeze(1), top_k)  # (pairs * tokens, top_k)
+    best, ids = scores.squeeze(1).gather(-1, position), ids.gather(-1, position)
+    return ids.gather(-1, best_first(best, ids)).view(pairs, tokens, top_k)
+
+
+def _slots(held: range, capacity: int) -> list[slice]:
+    """Where these ids lie in the ring, oldest first: one stretch, or two where they run over its end."""
+    start = held.start % capacity
+    stop = start + len(held)
+    if stop <= capacity:
+        return [slice(start, stop)]
+    return [slice(start, capacity), slice(0, stop - capacity)]

@@ -1,0 +1,98 @@
+"""An approximate index over a memory, for those who can bear to miss some: inverted lists, through faiss."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnlib._checks import check_count
+from attnlib.memory.hits import MemoryHits
+from attnlib.memory.kv_memory import KVMemory
+
+
+class IVFIndex:
+    """A view of a ``KVMemory`` that looks at the keys in some places only, and so may miss the best.
+
+    Formula: k-means cuts the keys of each row and head into ``num_lists`` lists; a query is compared with the keys of
+    the ``num_probes`` lists whose centres score best. How much it misses depends on the data: little where the keys form
+    clusters, most of it where they point anywhere. Measure it with ``recall``.
+
+    The memory stays the truth: the index is built from it, and built again at the first search after it has changed.
+
+    Args:
+        memory: the memory to look at.
+        num_lists: how many lists; about the square root of the number of memories where it is left out.
+        num_probes: how many of them each query looks at.
+
+    Raises:
+        ImportError: faiss is not installed.
+        TypeError, ValueError: ``memory`` is no ``KVMemory``, or a number no positive int.
+
+    Source: Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", section IV (inverted lists).
+
+    >>> memory = KVMemory(capacity=500, num_heads=1, head_dim=8)
+    >>> memory.add(torch.randn(1, 1, 500, 8), torch.randn(1, 1, 500, 8))
+    >>> index = IVFIndex(memory, num_lists=5, num_probes=5)  # looks everywhere
+    >>> index.recall(torch.randn(1, 1, 20, 8), top_k=3)
+    1.0
+    """
+
+    def __init__(self, memory: KVMemory, *, num_lists: int | None = None, num_probes: int = 8) -> None:
+        if not isinstance(memory, KVMemory):
+            raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
+        if num_lists is not None:
+            check_count("num_lists", num_lists)
+        check_count("num_probes", num_probes)
+        self._faiss = _import_faiss()
+        self.memory, self.num_lists, self.num_probes = memory, num_lists, num_probes
+        self._built_from: list[range] | None = None
+        self._indexes: list[list[Any]] = []
+
+    def rebuild(self) -> None:
+        """Build the index from what the memory holds now."""
+        held = self.memory._held()
+        self._indexes = [
+            [self._build(row, head, ids) for head in range(self.memory.num_heads)] if ids else []
+            for row, ids in enumerate(held)
+        ]
+        self._built_from = held
+
+    def search(self, query: Tensor, top_k: int) -> MemoryHits:
+        """Find good memories, (batch, heads, tokens, top_k) as ``KVMemory.search`` gives them, though not always the
+        best; where the lists looked at hold fewer than ``top_k``, the rest is masked."""
+        self.memory._check_query(query, top_k)
+        if self._built_from != self.memory._held():
+            self.rebuild()
+        ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64)
+        queries = query.detach().float().cpu().contiguous().numpy()
+        for row, indexes in enumerate(self._indexes):
+            for head, index in enumerate(indexes):
+                ids[row, head] = torch.from_numpy(index.search(queries[row, head], top_k)[1])
+        return self.memory._fetch(query, ids.to(query.device))
+
+    def recall(self, query: Tensor, top_k: int) -> float:
+        """Share of the memories that exact search finds which the index finds too, 0 … 1; 1 where there is nothing."""
+        exact, found = self.memory.search(query.detach(), top_k), self.search(query.detach(), top_k)
+        hit = (exact.ids.unsqueeze(-1) == found.ids.unsqueeze(-2)).any(-1) & exact.mask
+        return (hit.sum() / exact.mask.sum()).item() if exact.mask.any() else 1.0
+
+    def _build(self, row: int, head: int, ids: range) -> Any:
+        keys = self.memory._keys_of(row, head).float().cpu().contiguous().numpy()  # (len(ids), head_dim)
+        num_lists = self.num_lists or min(math.isqrt(len(ids)), len(ids) // 39)  # faiss wants 39 keys a list
+        num_lists = max(1, min(num_lists, len(ids)))
+        centres = self._faiss.IndexFlatIP(self.memory.head_dim)
+        index = self._faiss.IndexIVFFlat(centres, self.memory.head_dim, num_lists, self._faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1
+        index.train(keys)
+        index.add_with_ids(keys, torch.arange(ids.start, ids.stop).numpy())
+        index.nprobe = min(self.num_probes, num_lists)
+        return index
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError:
+        raise ImportError("IVFIndex needs faiss, which is not installed; run: pip install faiss-cpu") from None
+    return faiss
