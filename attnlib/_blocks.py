@@ -20,7 +20,7 @@ class Blocks(NamedTuple):
     """
 
     scale: float
-    block_size: int
+    block_size: int = 256
     mask: Tensor | None = None
     lead: int | None = None
 

@@ -1,0 +1,216 @@
+"""One of four processes that try sharded attention and search together: python sharded_worker.py RANK STORE RESULTS.
+
+Four are started once; the cases run in groups of 1, 2, 3 and 4 of them, and each writes down how each case went.
+"""
+
+import json
+import os
+import random
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing import assert_close
+
+from attnlib.attend import Attended, attend
+from attnlib.memory import KVMemory
+from attnlib.sharded import sharded_attend, sharded_search
+from attnlib.sharded.ring import Ring
+from attnlib.sharded.ring_attention import ring_attend
+
+WORLD = 4
+PATIENCE = timedelta(seconds=6)
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float, of: Tensor | None = None) -> None:
+    """As in test_chunked.py: relative to the largest of `of` (or expected) where above 1."""
+    of = expected if of is None else of
+    finite = of[of.isfinite()].abs()
+    largest = max(1.0, finite.max().item()) if finite.numel() else 1.0
+    assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance * largest)
+
+
+def loss(attended: Attended, up: Tensor, side: Tensor) -> Tensor:
+    visible = attended.logsumexp.masked_fill(attended.logsumexp == -torch.inf, 0.0)
+    return (attended.output * up).sum() + (visible * side).sum()
+
+
+def compare_with_one_process(group, generator: random.Random, dtype: torch.dtype, is_causal: bool) -> None:
+    """Random shares, some of them empty; scores up to ±12288, exact in every dtype; forward and backward."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    q_shares, kv_shares = ([generator.choice([0, 1, 2, 3, 5, 7]) for _ in range(size)] for _ in range(2))
+    torch.manual_seed(generator.randrange(2**20))
+    query = torch.randint(-4, 5, (2, 1, sum(q_shares), 3)).to(dtype).requires_grad_()
+    key = torch.randint(-8, 9, (3, sum(kv_shares), 3)).to(dtype) * 2.0 ** generator.choice([-6, 0, 7])
+    key.requires_grad_()
+    value = (torch.rand(2, 3, sum(kv_shares), 5) * 2 - 1).to(dtype).requires_grad_()
+    whole = attend(query, key, value, is_causal=is_causal, scale=1.0)
+    up, side = torch.rand_like(whole.output.double()) - 0.5, torch.rand_like(whole.logsumexp) - 0.5
+    expected = torch.autograd.grad(loss(whole, up, side), (query, key, value))
+
+    def mine(tensor: Tensor, shares: list[int], axis: int = -2) -> Tensor:
+        return tensor.detach().split(shares, axis)[rank].clone()
+
+    all_shares = (q_shares, kv_shares, kv_shares)
+    qkv = [mine(t, shares).requires_grad_() for t, shares in zip((query, key, value), all_shares)]
+    share = sharded_attend(*qkv, is_causal=is_causal, scale=1.0, group=group)
+    assert share.output.dtype == dtype
+    close(share.output, mine(whole.output, q_shares), TOLERANCE[dtype])
+    close(share.logsumexp, mine(whole.logsumexp, q_shares, -1), min(TOLERANCE[dtype], 1e-6))
+    actual = torch.autograd.grad(loss(share, mine(up, q_shares), mine(side, q_shares, -1)), qkv)
+    for got, want, terms, shares in zip(actual, expected, (key, query, value), all_shares):
+        assert got.dtype == dtype
+        close(got, mine(want, shares), TOLERANCE[dtype], of=torch.cat([want.flatten(), terms.detach().flatten()]))
+
+
+def random_partitions(group) -> None:
+    for seed in range(12):
+        for dtype in TOLERANCE:
+            compare_with_one_process(group, random.Random(f"{seed} {dtype}"), dtype, is_causal=seed % 2 == 1)
+
+
+def bytes_are_counted(group) -> None:
+    """Each share of key and value travels size − 1 steps, and its gradient one more, in float32."""
+    ring = Ring(group)
+    qkv = [torch.randn(2, tokens, dim, requires_grad=True) for tokens, dim in ((7, 5), (11, 5), (11, 3))]
+    attended = ring_attend(ring, *qkv, False, None)
+    steps, share = ring.size - 1, 2 * 11 * (5 + 3) * 4
+    assert ring.bytes_sent == steps * (2048 + share)
+    attended.output.sum().backward()
+    assert ring.bytes_sent == steps * (2048 + 2 * share) + (ring.size * share if steps else 0)
+
+
+def second_derivative(group) -> None:
+    qkv = [torch.randn(tokens, 5, requires_grad=True) for tokens in (7, 11, 11)]
+    (first,) = torch.autograd.grad(sharded_attend(*qkv, group=group).output.sum(), qkv[:1], create_graph=True)
+    raises(NotImplementedError, "sharded_attend can be differentiated once", lambda: first.sum().backward())
+
+
+def raises(kind: type[Exception], message: str, call: Callable) -> None:
+    said = f"no {kind.__name__}"
+    try:
+        call()
+    except kind as error:
+        said = str(error)
+    assert message in said, said
+
+
+def disagreements(group) -> None:
+    """One process is called otherwise than the rest: all of them raise, and say which."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    odd = rank == size - 1
+    query, key, value = (torch.randn(2, tokens, 5) for tokens in (7, 11, 11))
+    said = f"is_causal must be the same on all ranks; rank 0 has False, rank {size - 1} has True"
+    raises(ValueError, said, lambda: sharded_attend(query, key, value, is_causal=odd, group=group))
+    said = f"scale must be the same on all ranks; rank 0 has None, rank {size - 1} has 2.0"
+    raises(ValueError, said, lambda: sharded_attend(query, key, value, scale=2.0 if odd else None, group=group))
+    said = f"shape of value must be the same on all ranks; rank 0 has (2, *, 5), rank {size - 1} has (2, *, 3)"
+    other = value[..., :3] if odd else value
+    raises(ValueError, said, lambda: sharded_attend(query, key, other, group=group))
+    halves = [t.bfloat16() if odd else t for t in (query, key, value)]
+    said = f"dtype of query must be the same on all ranks; rank 0 has torch.float32, rank {size - 1} has torch.bfloat16"
+    raises(ValueError, said, lambda: sharded_attend(*halves, group=group))
+    said = f"gradients wanted must be the same on all ranks; rank 0 has False, rank {size - 1} has True"
+    raises(ValueError, said, lambda: sharded_attend(query.clone().requires_grad_(odd), key, value, group=group))
+    said = "value must have shape" if odd else f"rank {size - 1} refused its arguments"
+    raises(ValueError, said, lambda: sharded_attend(query, key, value[:, :3] if odd else value, group=group))
+    memory, asked = KVMemory(4, 1, 5), torch.ones(1, 1, 7, 5)
+    raises(ValueError, "content of query must be", lambda: sharded_search(memory, asked + odd, 2, group=group))
+    raises(ValueError, "top_k must be the same", lambda: sharded_search(memory, asked, 2 + odd, group=group))
+
+
+def search(group) -> None:
+    """A memory dealt out over the group brings back what one memory does: evictions, ties, rows of unequal length."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    for seed in range(8):
+        torch.manual_seed(seed)
+        sizes = {"num_heads": 3, "head_dim": 5, "value_dim": 2, "batch_size": 2}
+        whole, share = KVMemory(5 * size, **sizes), KVMemory(5, **sizes)
+        numbers = torch.zeros(2, 1, dtype=torch.int64)
+        for tokens in (3, 0, 4, 13)[: 1 + seed // 2]:
+            stored = torch.rand(2, tokens) < 0.7
+            key = torch.randint(-2, 3, (2, 3, tokens, 5)).float()  # few different keys: many ties
+            value = torch.randn(2, 3, tokens, 2)
+            whole.add(key, value, stored)
+            number = numbers + stored.cumsum(-1) - 1  # in the whole, counted in each row
+            share.add(key, value, stored & (number % size == rank))
+            numbers = numbers + stored.sum(-1, keepdim=True)
+        query = torch.randint(-2, 3, (2, 3, 7, 5)).float().requires_grad_()
+        expected = whole.search(query, 4)
+        actual = sharded_search(share, query, 4, group=group)
+        for name in ("ids", "mask", "keys", "values", "scores"):
+            assert_close(getattr(actual, name), getattr(expected, name), rtol=0, atol=0, msg=name)
+        wanted, got = (torch.autograd.grad(h.scores[h.mask].square().sum(), query)[0] for h in (expected, actual))
+        assert_close(got, wanted)
+
+
+def someone_fails(group, victim: int, how: Callable, backward: bool) -> None:
+    """The victim stops in the middle of the ring: the others name it, and within the time-out."""
+    rank, finish, count = dist.get_rank(group), Ring.finish, 0
+    steps = dist.get_world_size(group) - 1
+    last = 2 * steps + 1 if backward else steps + 1  # the cards, then the shares, then the backward pass
+
+    def finish_or_fail(self, parcel):
+        nonlocal count
+        count += 1
+        if count == last + 1:
+            how()
+        return finish(self, parcel)
+
+    if rank == victim:
+        Ring.finish = finish_or_fail
+    qkv = [torch.randn(2, tokens, 5, requires_grad=True) for tokens in (7, 11, 11)]
+    start, said = time.monotonic(), "no ConnectionError"
+    try:
+        sharded_attend(*qkv, group=group).output.sum().backward()
+    except ConnectionError as error:
+        said = str(error)
+    seconds = time.monotonic() - start
+    Ring.finish = finish
+    if rank != victim:
+        assert f"rank {victim}" in said.split(":")[0], said
+        assert seconds < PATIENCE.total_seconds() + 4, seconds  # 4 s for a busy machine
+
+
+def run(rank: int, results: Path) -> None:
+    groups = {size: dist.new_group(list(range(size))) for size in range(1, WORLD + 1)}
+    groups["1 and 3"] = dist.new_group([1, 3])  # ranks in the group that are not those of the world
+    steps = [
+        (f"{case.__name__}-{size}", case, group)
+        for size, group in groups.items()
+        for case in (random_partitions, bytes_are_counted, second_derivative, search, disagreements)
+        if not (case is disagreements and size == 1)
+    ]
+    three, four = dist.new_group([0, 1, 2], timeout=PATIENCE), dist.new_group([0, 1, 2, 3], timeout=PATIENCE)
+    nap = 1.5 * PATIENCE.total_seconds()
+    steps += [
+        ("a process hangs", lambda group: someone_fails(group, 1, lambda: time.sleep(nap), False), three),
+        ("a process is killed", lambda group: someone_fails(group, 2, lambda: os._exit(9), True), four),
+    ]
+    outcomes = {}
+    for name, case, group in steps:
+        if name.startswith("a process"):
+            dist.barrier()  # so that nobody is late because of the case before
+        if group is dist.GroupMember.NON_GROUP_MEMBER:
+            continue
+        try:
+            case(group)
+            outcomes[name] = "passed"
+        except Exception:
+            outcomes[name] = traceback.format_exc()
+        results.write_text(json.dumps(outcomes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    rank, store, results = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    timeout = timedelta(seconds=120)
+    dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=timeout)
+    run(rank, results)
+    os._exit(0)  # the groups in which somebody failed cannot be taken down in good order

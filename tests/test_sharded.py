@@ -1,0 +1,87 @@
+"""sharded_attend and sharded_search: four processes, started once, in groups of 1, 2, 3 and 4."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from attnlib.memory import KVMemory
+from attnlib.sharded import sharded_attend, sharded_search
+
+WORKER = Path(__file__).with_name("sharded_worker.py")
+MEMBERS = {"1": [0], "2": [0, 1], "3": [0, 1, 2], "4": [0, 1, 2, 3], "1 and 3": [1, 3]}
+CASES = ["random_partitions", "bytes_are_counted", "second_derivative", "search", "disagreements"]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory) -> list[dict[str, str]]:
+    """How each case went, by rank."""
+    folder = tmp_path_factory.mktemp("sharded")
+    files = [folder / f"{rank}.json" for rank in range(4)]
+    commands = [[sys.executable, str(WORKER), str(r), str(folder / "store"), str(file)] for r, file in enumerate(files)]
+    processes = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    printed = []
+    for process in processes:
+        try:
+            printed.append(process.communicate(timeout=300)[0])
+        except subprocess.TimeoutExpired:
+            process.kill()
+            printed.append("did not end\n" + process.communicate()[0])
+    assert all(file.exists() for file in files), "\n".join(printed)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+@pytest.mark.parametrize("members", MEMBERS)
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_are_like_one(outcomes, case, members):
+    if case == "disagreements" and members == "1":
+        assert f"{case}-1" not in outcomes[0]  # nobody to disagree with
+        return
+    for rank in MEMBERS[members]:
+        assert outcomes[rank].get(f"{case}-{members}") == "passed", f"rank {rank}"
+
+
+def test_a_process_that_hangs_is_named_within_the_time_out(outcomes):
+    for rank in (0, 2):
+        assert outcomes[rank].get("a process hangs") == "passed", f"rank {rank}"
+
+
+def test_a_process_that_is_killed_in_the_ring_is_named_within_the_time_out(outcomes):
+    for rank in (0, 1, 3):
+        assert outcomes[rank].get("a process is killed") == "passed", f"rank {rank}"
+    assert "a process is killed" not in outcomes[2]  # it never came so far as to write it down
+
+
+def test_without_process_groups_it_says_what_to_do():
+    query, key, value = (torch.randn(tokens, 5) for tokens in (7, 11, 11))
+    with pytest.raises(RuntimeError, match="start with torchrun and call init_process_group"):
+        sharded_attend(query, key, value)
+    with pytest.raises(RuntimeError, match="start with torchrun and call init_process_group"):
+        sharded_search(KVMemory(4, 1, 5), torch.randn(1, 1, 7, 5), 2)
+
+
+def test_bad_input_is_named():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        query, key, value = torch.randn(2, 7, 5), torch.randn(2, 11, 5), torch.randn(2, 11, 3)
+        with pytest.raises(ValueError, match=r"key must have shape .*head_dim=5.*got \(2, 11, 3\)"):
+            sharded_attend(query, value, value)
+        with pytest.raises(TypeError, match="value must be a torch.Tensor; got list"):
+            sharded_attend(query, key, [1.0])
+        with pytest.raises(TypeError, match="key must have the dtype of query"):
+            sharded_attend(query, key.double(), value)
+        memory = KVMemory(4, 3, 5)
+        with pytest.raises(TypeError, match="memory must be a KVMemory; got Tensor"):
+            sharded_search(query, query, 2)
+        with pytest.raises(ValueError, match=r"query must have shape \(batch=1, heads=3, tokens, head_dim=5\)"):
+            sharded_search(memory, query[None], 2)
+        with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
+            sharded_search(memory, torch.randn(1, 3, 7, 5), 0)
+        with pytest.raises(TypeError, match="query must have the dtype of memory"):
+            sharded_search(memory, torch.randn(1, 3, 7, 5).double(), 2)
+    finally:
+        dist.destroy_process_group()
