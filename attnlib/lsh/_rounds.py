@@ -44,32 +44,33 @@ def lsh_forward(
     across_buckets: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output (heads, tokens, value_dim) and log-sum-exp in base 2 (heads, tokens), +∞ for one that sees itself alone."""
+    """Output (heads, tokens, value_dim), log-sum-exp in base 2 (heads, tokens), +∞ for one that sees itself alone."""
     rule = Rule(chunk_size, num_buckets, is_causal, count_once, across_buckets, scale)
     state = SortedHeads(query_key, value, buckets, order, slot, real, rule)
-    c, width = chunk_size, state.group * state.width
-    output = torch.empty_like(value)
+    chunks, c, e = state.group * state.chunks, chunk_size, state.value_dim
+    output = torch.empty_like(value, memory_format=torch.contiguous_format)
     logsumexp = state.new(*value.shape[:2])
-    sums = state.new(state.num_hashes, width, state.value_dim)  # Σ_j exp(s_ij − top_i) v_j
-    totals = state.new(2, state.num_hashes, width)  # top_i and Σ_j exp(s_ij − top_i)
+    sums = state.new(state.num_hashes, chunks, c, e)  # Σ_j 2^(s_ij − top_i) v_j
+    tops, totals = state.new(2, state.num_hashes, chunks, c, 1)  # top_i and Σ_j 2^(s_ij − top_i)
     for heads in state.groups():
         state.load(heads)
         for r in range(state.num_hashes):
             state.sort(r)
             for first, last in state.blocks():
-                here = slice(first * c, last * c)
                 scores = state.scores(first, last)
-                top, total = (t[r, here].view(-1, c, 1) for t in totals)
-                torch.amax(scores, -1, keepdim=True, out=top)
-                torch.sum(scores.sub_(top).exp2_(), -1, keepdim=True, out=total)
-                torch.bmm(scores, state.values(first, last), out=sums[r, here].view(-1, c, state.value_dim))
-        _merge_rounds(state, sums, totals, output[heads].flatten(0, 1), logsumexp[heads].flatten())
+                top = torch.amax(scores, -1, keepdim=True, out=tops[r, first:last])
+                torch.sum(scores.sub_(top).exp2_(), -1, keepdim=True, out=totals[r, first:last])
+                torch.bmm(scores, state.values, out=sums[r, first:last])
+        sorted_rounds = sums.flatten(0, 2), tops.flatten(1), totals.flatten(1)
+        _merge_rounds(state, *sorted_rounds, output[heads].flatten(0, 1), logsumexp[heads].flatten())
     return output, logsumexp
 
 
-def _merge_rounds(state: SortedHeads, sums: Tensor, totals: Tensor, output: Tensor, logsumexp: Tensor) -> None:
+def _merge_rounds(
+    state: SortedHeads, sums: Tensor, tops: Tensor, totals: Tensor, output: Tensor, logsumexp: Tensor
+) -> None:
     """Undo the sorts and weight every round by its share of the total, for the heads that are loaded."""
-    top, total = (t.gather(1, state.place) for t in totals)  # (num_hashes, count · tokens)
+    top, total = tops.gather(1, state.place), totals.gather(1, state.place)  # (num_hashes, count · tokens)
     highest = top.amax(0)
     alone = highest < -HUGE / 8
     weights = (top - highest).exp2_()
@@ -78,21 +79,13 @@ def _merge_rounds(state: SortedHeads, sums: Tensor, totals: Tensor, output: Tens
     weights.div_(whole).masked_fill_(alone, 0.0)
     values = state.table[1:, state.head_dim :]
     rounds = torch.arange(state.num_hashes, device=state.place.device)[:, None]
-    for first, last in _pieces(state):
-        rows = (state.place[:, first:last] + rounds * sums.shape[1]).flatten()
-        parts = sums.flatten(0, 1).index_select(0, rows).unflatten(0, (state.num_hashes, -1))
+    for first, last in state.pieces():
+        rows = (state.place[:, first:last] + rounds * tops.shape[1]).flatten()
+        parts = sums.index_select(0, rows).unflatten(0, (state.num_hashes, -1))
         merged = parts.mul_(weights[:, first:last, None]).sum(0)
-        lonely = alone[first:last, None]
-        output[first:last] = torch.where(lonely, values[first:last], merged)
+        output[first:last] = torch.where(alone[first:last, None], values[first:last], merged)
     if state.real is not None:
         output.masked_fill_(~state.real[state.heads].flatten()[:, None], 0.0)
-
-
-def _pieces(state: SortedHeads):
-    """Runs of tokens, over all heads of the group, that fit the cache together with their rounds."""
-    total, size = state.count * state.tokens, state.block * state.chunk_size
-    for first in range(0, total, size):
-        yield first, min(first + size, total)
 
 
 @torch.library.custom_op("attnlib::lsh_backward", mutates_args=())
@@ -116,55 +109,51 @@ def lsh_backward(
     """Gradients of query_key and value."""
     rule = Rule(chunk_size, num_buckets, is_causal, count_once, across_buckets, scale)
     state = SortedHeads(query_key, value, buckets, order, slot, real, rule)
-    c, d, e = chunk_size, state.head_dim, state.value_dim
+    chunks, c, d, e = state.group * state.chunks, chunk_size, state.head_dim, state.value_dim
     grad_query_key, grad_value = torch.empty_like(query_key), torch.empty_like(value)
-    # Per token: the gradient of its output, Σ grad · output, log-sum-exp. Row 0 belongs to empty places.
-    token = state.new(1 + state.group * state.tokens, e + 2)
-    sorted_token = state.new(state.group * state.width, e + 2)
-    token[0] = 0.0
-    # In sorted order, a chunk before the first included: gradients as keys, as values, as queries.
-    sorted_grads = state.new((1 + state.group * state.chunks) * c, 2 * d + e)
-    sorted_grads[:c] = 0.0
-    d_weights = state.new(state.block, c, 2 * c)
-    d_key, d_value = state.new(state.block, 2 * c, d), state.new(state.block, 2 * c, e)
-    d_query, d_output = state.new(state.block, c, d), state.new(state.block, c, e)
+    # Of each token: the gradient of its output, Σ gradient · output, log-sum-exp. Row 0 stands for an empty place.
+    d_output, inner, whole = (state.new(1 + state.group * state.tokens, n) for n in (e, 1, 1))
+    d_output[0] = inner[0] = whole[0] = 0.0
+    # In sorted order: gradients as key and as value, behind a chunk that nobody reads, and as query.
+    d_key, d_value, d_query = state.new(1 + chunks, c, d), state.new(1 + chunks, c, e), state.new(chunks, c, d)
+    d_key[0] = d_value[0] = 0.0
+    d_sorted, scratch = state.new(state.block * c, e), state.new(state.block, c, 2 * c)
     for heads in state.groups():
         state.load(heads)
         total = state.count * state.tokens
-        here = token[1 : 1 + total]
-        here[:, :e] = grad[heads].flatten(0, 1)
+        of_tokens = slice(1, 1 + total)
+        d_output[of_tokens] = grad[heads].flatten(0, 1)
         if real is not None:
-            here[:, :e].masked_fill_(~real[heads].flatten()[:, None], 0.0)
-        here[:, e] = (here[:, :e] * output[heads].flatten(0, 1)).sum(-1)
-        here[:, e + 1] = logsumexp[heads].flatten()
-        grads = state.new(total, 2 * d + e).zero_()
+            d_output[of_tokens].masked_fill_(~real[heads].flatten()[:, None], 0.0)
+        inner[of_tokens] = (d_output[of_tokens] * output[heads].flatten(0, 1)).sum(-1, keepdim=True)
+        whole[of_tokens] = logsumexp[heads].reshape(-1, 1)
+        as_key, as_value, as_query = (state.new(total, n).zero_() for n in (d, e, d))
         for r in range(state.num_hashes):
             state.sort(r)
-            torch.index_select(token, 0, state.rows, out=sorted_token[: len(state.rows)])
+            rows = state.rows[c:]
+            sorted_inner, sorted_whole = (t[rows].view(-1, c, 1) for t in (inner, whole))
             for first, last in state.blocks():
-                n = last - first
-                rows = sorted_token[first * c : last * c].view(n, c, -1)
-                d_out = d_output[:n].copy_(rows[..., :e])
-                weights = state.scores(first, last).sub_(rows[..., e + 1 :]).exp2_()  # (block, c, 2c)
-                torch.bmm(weights.mT, d_out, out=d_value[:n])
-                d_scores = torch.bmm(d_out, state.values(first, last).mT, out=d_weights[:n])
-                d_scores.sub_(rows[..., e : e + 1]).mul_(weights)
-                torch.bmm(d_scores.mT, state.query[:n], out=d_key[:n])
-                torch.bmm(d_scores, state.keys(first, last), out=d_query[:n])
-                own = sorted_grads[(first + 1) * c : (last + 1) * c].view(n, c, -1)
-                before = sorted_grads[first * c : last * c].view(n, c, -1)
-                own[..., :d], own[..., d : d + e], own[..., d + e :] = d_key[:n, c:], d_value[:n, c:], d_query[:n]
-                before[..., :d] += d_key[:n, :c]
-                before[..., d : d + e] += d_value[:n, :c]
-            for first, last in _pieces(state):
-                grads[first:last] += sorted_grads[c:].index_select(0, state.place[r, first:last])
-        key, inverse = state.table[1 : 1 + total, :d], state.inverse_norm.flatten()[:, None]
-        d_unit, d_scaled = grads[:, :d] / LOG2_E, grads[:, d + e :]
-        along = (key * d_unit).sum(-1, keepdim=True)
-        d_total = (d_unit - key * along) * inverse + d_scaled * scale
-        grad_query_key[heads] = d_total.unflatten(0, (state.count, -1)).to(query_key.dtype)
-        alone = here[:, e + 1 :] == torch.inf
-        grad_value[heads] = (grads[:, d : d + e] + here[:, :e] * alone).unflatten(0, (state.count, -1)).to(value.dtype)
+                here = rows[first * c : last * c]
+                d_out = torch.index_select(d_output, 0, here, out=d_sorted[: len(here)]).view(-1, c, e)
+                weights = state.scores(first, last).sub_(sorted_whole[first:last]).exp2_()  # (block, c, 2c)
+                d_scores = torch.bmm(d_out, state.values.mT, out=scratch[: last - first])
+                d_scores.sub_(sorted_inner[first:last]).mul_(weights)
+                query, flipped_weights, flipped_scores = state.query, weights.mT, d_scores.mT
+                torch.bmm(flipped_weights[:, c:], d_out, out=d_value[first + 1 : last + 1])
+                d_value[first:last].baddbmm_(flipped_weights[:, :c], d_out)
+                torch.bmm(flipped_scores[:, c:], query, out=d_key[first + 1 : last + 1])
+                d_key[first:last].baddbmm_(flipped_scores[:, :c], query)
+                torch.bmm(d_scores, state.keys, out=d_query[first:last])
+            for whole_grad, sorted_grad in ((as_key, d_key[1:]), (as_value, d_value[1:]), (as_query, d_query)):
+                for first, last in state.pieces():
+                    back = sorted_grad.flatten(0, 1).index_select(0, state.place[r, first:last])
+                    whole_grad[first:last].add_(back)
+        unit, inverse = state.table[of_tokens, :d], state.inverse_norm.flatten()[:, None]
+        as_value += d_output[of_tokens] * (whole[of_tokens] == torch.inf)  # alone, a token's output is its value
+        along = (unit * as_key).sum(-1, keepdim=True)
+        as_query.mul_(scale).add_((as_key - unit * along).mul_(inverse / LOG2_E))
+        grad_query_key[heads] = as_query.unflatten(0, (state.count, -1)).to(query_key.dtype)
+        grad_value[heads] = as_value.unflatten(0, (state.count, -1)).to(value.dtype)
     return grad_query_key, grad_value
 
 

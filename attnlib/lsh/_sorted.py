@@ -5,8 +5,8 @@ range, and how far it lies outside becomes a penalty, times ``HUGE``, that the m
 and clamping floats runs through the wide units of a processor, where comparing and masking do not. The codes are
 integers or halves below 2**22, and HUGE is a power of two, so that nothing is rounded: a visible pair has penalty 0.
 
-Scores and log-sum-exps are in base 2, ``2^(score · log2 e) = e^score``: where results round to zero, as they do for whatever
-is hidden, PyTorch's exp takes up to sixty times as long on some processors, and exp2 no longer than elsewhere.
+Scores and log-sum-exps are in base 2, ``2^(score · log2 e) = e^score``: where results round to zero, as they do for
+whatever is hidden, PyTorch's exp takes up to sixty times as long on some processors, and exp2 no longer than elsewhere.
 """
 
 import math
@@ -71,13 +71,19 @@ class SortedHeads:
         self.group = min(self.num_heads, max(1, min(block // self.chunks, MOST // span)))
         self.block = min(block, self.group * self.chunks)
         self.span = span
-        # Place 0 of the table is empty: zeros, seen by nobody. Chunk 0 of the stream stands before the first.
+        # Row 0 of the table stands for a place that no token fills: zeros, seen by nobody.
         self.table = self.new(1 + self.group * self.tokens, self.head_dim + self.value_dim)
-        self.stream = self.new((1 + self.group * self.chunks) * c, self.head_dim + self.value_dim)
-        self.table[0], self.stream[:c] = 0.0, 0.0
-        self.query = self.new(self.block, c, self.head_dim)
-        scratch = 1 if not rule.count_once else min(3, self.num_hashes + 1)
-        self.scratch = self.new(max(scratch, 1), self.block, c, 2 * c)
+        self.table[0] = 0.0
+        self.places = self.new((1 + self.block) * c, self.head_dim + self.value_dim)
+        windows = self.windows(self.places)  # (block, 2c, head_dim + value_dim)
+        self.all_keys, self.all_values = windows[..., : self.head_dim], windows[..., self.head_dim :]
+        self.all_own = self.all_keys[:, c:]
+        self.all_queries = self.new(self.block, c, self.head_dim)
+        # A key is visible where query's code − key's code lies between these two.
+        low, high = (1, c) if rule.is_causal and not rule.across_buckets else (0, 1)
+        self.middle, self.reach = (low + high) / 2, ((high - low) / 2 + 0.25) * HUGE
+        self.own_middle = self.middle if low else float(rule.is_causal)
+        self.scratch = self.new(min(3, self.num_hashes) if rule.count_once else 1, self.block, c, 2 * c)
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.value.device)
@@ -91,6 +97,12 @@ class SortedHeads:
         total = self.count * self.chunks
         for first in range(0, total, self.block):
             yield first, min(first + self.block, total)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """First and last token (exclusive) of runs as long as a block, counted over all heads of the group."""
+        total, size = self.count * self.tokens, self.block * self.chunk_size
+        for first in range(0, total, size):
+            yield first, min(first + size, total)
 
     def load(self, heads: slice) -> None:
         """Fill the table with unit keys and values, in the order of tokens, and draw up the codes."""
@@ -107,8 +119,8 @@ class SortedHeads:
             norm, inverse = norm.masked_fill(hidden, 0.0), inverse.masked_fill(hidden, 0.0)
         self.inverse_norm = inverse
         self.norm = F.pad((norm * (self.rule.scale * LOG2_E)).flatten(), (1, 0))
-        self.own, self.code = (self._in_places(code) for code in self._codes())
-        # Places (num_hashes, count · tokens) in the stream, without its chunk 0, of each token.
+        self.own_codes, self.codes = (self._in_places(code) for code in self._codes())
+        # Where each token stands in the sorted orders, and who stands in each place: a row of the table.
         first = torch.arange(self.count, device=self.slot.device)[:, None, None]
         self.place = (self.slot[heads] + first * self.width).transpose(0, 1).flatten(1)
         self.taken = F.pad(self.order[heads] + (1 + first * self.tokens), (0, self.width - self.tokens))
@@ -135,61 +147,51 @@ class SortedHeads:
             code = code.masked_fill(~self.real[self.heads][:, None], FAR)
         return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=FAR) * HUGE  # (num_hashes, 1 + count · tokens)
 
+    def windows(self, rows: Tensor) -> Tensor:
+        """Each chunk but the first, with its neighbour before it, as an overlapping view: (chunks − 1, 2c, …)."""
+        c = self.chunk_size
+        size, stride = (rows.shape[0] // c - 1, 2 * c, *rows.shape[1:]), (c * rows.stride(0), *rows.stride())
+        return rows.as_strided(size, stride)
+
     def sort(self, r: int) -> None:
-        """Fill the stream in the sorted order of round r."""
-        c = self.chunk_size
-        self.round = r
-        self.rows = self.taken[:, r].flatten()  # (count · width,)
-        places = self.stream[c : c + len(self.rows)]
-        torch.index_select(self.table, 0, self.rows, out=places)
-        self.sorted_norm = self.norm[self.rows]
-        earlier = self.code[:r] if self.rule.count_once else self.code[:0]
-        codes = torch.cat([self.own[r : r + 1], earlier])  # (1 + earlier rounds, 1 + count · tokens)
-        self.sorted_codes = F.pad(codes.index_select(1, self.rows), (c, 0), value=FAR * HUGE)
-
-    def windows(self, stream: Tensor, first: int, last: int, columns: slice = slice(None)) -> Tensor:
-        """The chunks first … last and each one's neighbour before it, as an overlapping view: (block, 2c, columns)."""
-        c = self.chunk_size
-        chosen = stream[first * c : (last + 1) * c, columns]
-        return chosen.as_strided((last - first, 2 * c, chosen.shape[1]), (c * chosen.stride(0), *chosen.stride()))
-
-    def keys(self, first: int, last: int) -> Tensor:
-        return self.windows(self.stream, first, last, slice(self.head_dim))
-
-    def values(self, first: int, last: int) -> Tensor:
-        return self.windows(self.stream, first, last, slice(self.head_dim, None))
+        """Take up the sorted order of round r, behind an empty chunk that the first may look back to."""
+        c, rule = self.chunk_size, self.rule
+        self.rows = F.pad(self.taken[:, r].flatten(), (c, 0))  # of the table
+        self.sorted_norm = self.norm[self.rows[c:]].view(-1, c, 1)
+        earlier = r if rule.count_once else 0
+        codes = torch.cat([self.own_codes[r : r + 1], self.codes[:earlier]]).index_select(1, self.rows)
+        shift = torch.tensor([self.own_middle] + [self.middle] * earlier, dtype=self.dtype, device=codes.device) * HUGE
+        self.query_codes = (codes[:, c:] - shift[:, None]).view(len(codes), -1, c, 1)
+        self.key_codes = [self.windows(code).unsqueeze(1) for code in codes]  # each (chunks, 1, 2c)
 
     def scores(self, first: int, last: int) -> Tensor:
-        """Scores · log2 e, (block, c, 2c), at most −HUGE/8 where a query may not look; in a buffer."""
-        c, count = self.chunk_size, last - first
-        scores = self._penalty(first, last)
-        own = self.stream[(first + 1) * c : (last + 1) * c, : self.head_dim].view(count, c, -1)
-        norm = self.sorted_norm[first * c : last * c].view(count, c, 1)
-        query = torch.mul(own, norm, out=self.query[:count])
-        return scores.baddbmm_(query, self.keys(first, last).mT, beta=-1)
+        """Scores · log2 e, (block, c, 2c), of chunks first … last, at most −HUGE/8 where a query may not look.
 
-    def _gap(self, index: int, first: int, last: int, shift: float, out: Tensor) -> Tensor:
-        """Query's code − shift − key's code, for the sorted codes number `index`."""
-        c, codes = self.chunk_size, self.sorted_codes[index]
-        query = codes[(first + 1) * c : (last + 1) * c].view(-1, c, 1) - shift * HUGE
-        key = self.windows(codes[:, None], first, last).mT  # (block, 1, 2c)
-        return torch.sub(query, key, out=out)
+        They lie in a buffer, like the block's ``query`` (block, c, head_dim), ``keys`` and ``values`` (block, 2c, …).
+        """
+        c, count = self.chunk_size, last - first
+        torch.index_select(self.table, 0, self.rows[first * c : (last + 1) * c], out=self.places[: (count + 1) * c])
+        self.keys, self.values = self.all_keys[:count], self.all_values[:count]
+        self.query = torch.mul(self.all_own[:count], self.sorted_norm[first:last], out=self.all_queries[:count])
+        return self._penalty(first, last).baddbmm_(self.query, self.keys.mT, beta=-1)
 
     def _penalty(self, first: int, last: int) -> Tensor:
+        """HUGE times how far each pair is from being visible: 0, or at least HUGE/4; (block, c, 2c), in a buffer."""
         rule, scratch = self.rule, self.scratch[:, : last - first]
-        penalty = scratch[0]
-        low, high = (1, rule.chunk_size) if rule.is_causal and not rule.across_buckets else (0, 1)
-        middle, half = (low + high) / 2, (high - low) / 2 + 0.25
-        if rule.is_causal and rule.across_buckets:  # own codes are positions
-            self._gap(0, first, last, 1, penalty).neg_().clamp_min_(0.0)
+        penalty = self._gap(0, first, last, scratch[0])
+        if rule.is_causal and rule.across_buckets:  # own codes are positions, and this is how far a key lies after
+            penalty.clamp_min_(0.0)
         elif rule.is_causal:  # own codes tell bucket and place
-            self._gap(0, first, last, middle, penalty).abs_().sub_(half * HUGE).clamp_min_(0.0)
+            penalty.abs_().sub_(self.reach).clamp_min_(0.0)
         else:  # own codes are buckets
-            self._gap(0, first, last, 0, penalty).abs_()
-            penalty.diagonal(self.chunk_size, 1, 2).fill_(HUGE)  # not itself
-        if len(self.sorted_codes) > 1:  # what an earlier round has shown
-            nearest = self._gap(1, first, last, middle, scratch[1]).abs_()
-            for earlier in range(2, len(self.sorted_codes)):
-                torch.minimum(nearest, self._gap(earlier, first, last, middle, scratch[2]).abs_(), out=nearest)
-            penalty.add_(nearest.neg_().add_(half * HUGE).clamp_min_(0.0))
+            penalty.abs_().diagonal(self.chunk_size, 1, 2).fill_(HUGE)  # not itself
+        if len(self.key_codes) > 1:  # what an earlier round has shown
+            nearest = self._gap(1, first, last, scratch[1]).abs_()
+            for earlier in range(2, len(self.key_codes)):
+                torch.minimum(nearest, self._gap(earlier, first, last, scratch[2]).abs_(), out=nearest)
+            penalty.add_(nearest.neg_().add_(self.reach).clamp_min_(0.0))
         return penalty
+
+    def _gap(self, index: int, first: int, last: int, out: Tensor) -> Tensor:
+        """Key's code − query's code + the middle of the visible range, for the codes number `index`."""
+        return torch.sub(self.key_codes[index][first:last], self.query_codes[index, first:last], out=out)

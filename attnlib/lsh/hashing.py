@@ -97,17 +97,18 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     num_hashes, half = rotations.shape[1], rotations.shape[3]
     buckets = torch.empty(batch * heads, num_hashes, tokens, dtype=torch.int64, device=vectors.device)
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, rotations.dtype), torch.float32)
-    vectors, rotations = vectors.flatten(0, 1), rotations.to(dtype).expand(heads, -1, -1, -1)
+    side_by_side = rotations.to(dtype).transpose(1, 2).flatten(2).expand(heads, -1, -1)  # (heads, head_dim, …)
+    vectors, head = vectors.flatten(0, 1), torch.arange(batch * heads, device=vectors.device) % heads
     budget = PROJECTED.get(vectors.device.type, PROJECTED_ELSEWHERE)
     rows = max(1, budget // (num_hashes * half))  # tokens at a time, over as many heads as that allows
     group = max(1, rows // max(tokens, 1))
-    for head in range(0, batch * heads, group):
-        rotated = rotations[torch.arange(head, min(head + group, batch * heads), device=rotations.device) % heads]
+    for start in range(0, batch * heads, group):
+        some = slice(start, start + group)
         for first in range(0, tokens, rows):
-            here = vectors[head : head + group, None, first : first + rows].to(dtype)  # (group, 1, rows, head_dim)
+            here = vectors[some, first : first + rows].to(dtype)  # (group, rows, head_dim)
             with torch.autocast(vectors.device.type, enabled=False):
-                projected = here @ rotated  # (group, num_hashes, rows, num_buckets / 2)
-            buckets[head : head + group, :, first : first + rows] = _largest(projected)
+                projected = here @ side_by_side[head[some]]  # (group, rows, num_hashes · num_buckets / 2)
+            buckets[some, :, first : first + rows] = _largest(projected.unflatten(-1, (num_hashes, half))).mT
     return buckets.unflatten(0, (batch, heads))
 
 
