@@ -46,12 +46,11 @@ def main() -> None:
     rows = [None] * ring.size
     dist.all_gather_object(rows, row)
     if ring.rank == 0:
-        print(
-            f"causal attention, {HEADS} heads of {HEAD_DIM}, {TOKENS} tokens in float64 on {ring.size} processes, forward and backward"
-        )
-        print("rank  tokens  largest difference  equal to one process  MiB sent  seconds")
+        print(f"Causal attention, forward and backward, in float64, on {ring.size} processes:")
+        print(f"{HEADS} heads of {HEAD_DIM}, {TOKENS} tokens; compared with one process holding all")
+        print("rank  tokens  largest difference  equal  MiB sent  seconds")
         for rank, (tokens, difference, equal, sent, taken) in enumerate(rows):
-            print(f"{rank:4}  {tokens:6}  {difference:18.1e}  {equal!s:>20}  {sent:8.2f}  {taken:7.2f}")
+            print(f"{rank:4}  {tokens:6}  {difference:18.1e}  {equal!s:>5}  {sent:8.2f}  {taken:7.2f}")
     dist.destroy_process_group()
     if not all(row[2] for row in rows):
         raise SystemExit("the shares differ from one process holding all")
