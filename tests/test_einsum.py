@@ -134,6 +134,11 @@ def test_costs_of_a_chain_of_three():
     assert explanation.output_bytes == 2 * 7 * 4
 
 
+def test_an_empty_axis_costs_nothing():
+    (step,) = explain_einsum("ij,j->ij", (2, 0), (1,)).path
+    assert (step.multiplications, step.elements) == (0, 0)
+
+
 def test_bytes_follow_the_dtype_of_the_operands():
     half, double = torch.zeros(3, dtype=torch.float16), np.zeros(3)
     assert explain_einsum("i->i", half).output_bytes == 6

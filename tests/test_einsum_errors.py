@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnlib.einsum import explain_einsum
@@ -58,6 +58,7 @@ CASES = {
     "a multiplication sign": ("i*j->ij", [(2,), (3,)], "the character '\\*'", "*"),
     "a control character": ("i\x1bj->i", [(2, 3)], r"the character '\\x1b'", None),
     "Python code": ("__import__('os').system('true')", [(2,)], "parenthesis", None),
+    "a middle dot": ("b·c -> b·c", [(2,)], "the character '·'", "·"),
     "more Python code": ("i[0] -> i", [(2,)], r"the character '\['", "["),
     "a letter of another alphabet": ("αj->j", [(2, 3)], "names 1 axis .`αj`", "αj"),
 }  # fmt: skip
@@ -269,7 +270,7 @@ def broken(draw):
     return draw(st.sampled_from(BREAKERS))(draw, inputs, output, shapes)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(broken())
 def test_a_broken_equation_gets_a_message_with_the_name_or_the_place(case):
     equation, shapes, name = case
@@ -280,7 +281,7 @@ def test_a_broken_equation_gets_a_message_with_the_name_or_the_place(case):
         assert re.search(rf"[` ]{name}\b", str(caught.value)), "the user's own name"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(st.text(max_size=30), st.text("ijk,->. ()_1", max_size=20)),
     st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), max_size=3),

@@ -2,7 +2,7 @@
 
 import einops
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attnlib.einsum import explain_einsum
@@ -45,7 +45,7 @@ def check(explanation, operands: list[torch.Tensor], want: torch.Tensor) -> None
     assert explanation.output_shape == want.shape
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(equations(), st.integers(0, 99))
 def test_loops_code_and_einsum_agree_in_every_spelling(equation, seed):
     inputs, shapes, output = equation
@@ -69,7 +69,7 @@ def test_loops_code_and_einsum_agree_in_every_spelling(equation, seed):
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(equations())
 def test_a_trace_adds_up_and_roles_cover_every_axis(equation):
     inputs, shapes, output = equation

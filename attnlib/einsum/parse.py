@@ -90,7 +90,7 @@ def check_characters(source: str) -> None:
             fail(f"equation has {character!r} where an arrow is written `->`", source, span)
         if character.isspace() and character != " ":
             fail(f"equation has a line break or tab ({character!r}): write it in one line", source, span)
-        if not (character in " ,.->…_" or character.isalnum() or f"a{character}".isidentifier()):
+        if not (character in " ,.->…_" or character.isalnum()):
             fail(f"equation has the character {character!r}; names, spaces, `,`, `...` and `->` are allowed",
                  source, span)  # fmt: skip
 

@@ -76,7 +76,7 @@ def _draw(ax: Axes, tensor: Tensor, colours: dict, name: str, names: tuple[str, 
         colour = colours.get(index, UNTOUCHED)
         ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="0.4", linewidth=0.8))
         if colour is not EMPTY:
-            text = f"{tensor[index].item():.4g}"
+            text = f"{tensor[index].item() + 0.0:.4g}"  # + 0.0: no -0
             ax.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=8,
                     color="white" if colour is FILLED else "black")  # fmt: skip
     right, bottom = _place(tuple(size - 1 for size in tensor.shape), tensor.shape)
