@@ -10,6 +10,8 @@ from attnlib.checks.einsum import (
     check_matmul_equation,
 )
 from attnlib.checks.lsh import check_combine_rounds, check_count_once, check_hash, check_sort_and_undo, check_visible
+from attnlib.checks.merging import check_log_sum_exp, check_merge, check_online_step, check_overlapping
+from attnlib.checks.memory import check_joint, check_memory_keys, check_memory_scores, check_topk_attention
 from attnlib.checks.multi_head import (
     check_join_heads,
     check_multi_head,
@@ -32,12 +34,19 @@ __all__ = [
     "check_hash",
     "check_head_output",
     "check_join_heads",
+    "check_joint",
     "check_leak",
     "check_linear",
+    "check_log_sum_exp",
     "check_look_mask",
     "check_loops_equation",
     "check_matmul_equation",
+    "check_memory_keys",
+    "check_memory_scores",
+    "check_merge",
     "check_multi_head",
+    "check_online_step",
+    "check_overlapping",
     "check_parameter_count",
     "check_same",
     "check_scaled_weights",
@@ -47,6 +56,7 @@ __all__ = [
     "check_softmax",
     "check_sort_and_undo",
     "check_split_heads",
+    "check_topk_attention",
     "check_two_columns",
     "check_v2_from_v1",
     "check_visible",

@@ -66,7 +66,16 @@ def plot_ring(processes: int, *, is_causal: bool = False, ax: Axes | None = None
         useless = is_causal and owner > rank
         text = f"keys of {owner}" + ("\n(future: passed on)" if useless else "")
         colour = "black" if owner > 0.55 * (processes - 1) else "white"
-        ax.text(rank, step, text, ha="center", va="center", color=colour, fontsize=8, alpha=0.7 if useless else 1)
+        ax.text(
+            rank,
+            step,
+            text,
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+            style="italic" if useless else "normal",
+        )
         if step + 1 < processes and rank + 1 < processes:
             ax.annotate(
                 "", (rank + 0.72, step + 0.72), (rank + 0.28, step + 0.28),
