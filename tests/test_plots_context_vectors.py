@@ -15,7 +15,9 @@ QUERY = torch.tensor([0.25, -0.75, 1.5])
 @pytest.fixture(autouse=True)
 def _closed():
     mpl.use("agg")
-    yield
+    with mpl.rc_context():
+        mpl.rcdefaults()  # so that a setting that an earlier test let slip is seen
+        yield
     plt.close("all")
 
 

@@ -19,7 +19,9 @@ WORDS = {"query_labels": ["p", "q", "r"], "key_labels": ["a", "b", "c", "d", "e"
 @pytest.fixture(autouse=True)
 def _closed():
     mpl.use("agg")
-    yield
+    with mpl.rc_context():
+        mpl.rcdefaults()  # so that a setting that an earlier test let slip is seen
+        yield
     plt.close("all")
 
 
