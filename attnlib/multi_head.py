@@ -104,7 +104,7 @@ class MultiHeadAttentionWrapper(nn.Module):
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one."""
-        return torch.stack([head.attention_weights(x) for head in self.heads], dim=-3)
+        return torch.stack([head.attention_weights(x) for head in self.heads], dim=-3)  # type: ignore[operator]
 
 
 class MultiHeadAttention(nn.Module):
