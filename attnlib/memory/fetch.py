@@ -41,5 +41,5 @@ def _copy(stored: Tensor, ids: Tensor) -> Tensor:
     batch, heads, capacity, _ = stored.shape
     pairs = torch.arange(batch * heads, device=stored.device).view(batch, heads, 1, 1)
     slots = (pairs * capacity + ids % capacity).flatten()
-    copy = stored.flatten(0, 2).index_select(0, slots).view(*ids.shape, -1)
+    copy = stored.flatten(0, 2).index_select(0, slots).view(*ids.shape, stored.shape[-1])
     return copy.masked_fill_((ids < 0).unsqueeze(-1), 0)

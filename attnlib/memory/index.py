@@ -15,8 +15,8 @@ class IVFIndex:
     """A view of a ``KVMemory`` that looks at the keys in some places only, and so may miss the best.
 
     Formula: k-means cuts the keys of each row and head into ``num_lists`` lists; a query is compared with the keys of
-    the ``num_probes`` lists whose centres score best. How much it misses depends on the data: little where the keys form
-    clusters, most of it where they point anywhere. Measure it with ``recall``.
+    the ``num_probes`` lists whose centres score best. How much it misses depends on the data: little where the keys
+    form clusters, most of it where they point anywhere. Measure it with ``recall``.
 
     The memory stays the truth: the index is built from it, and built again at the first search after it has changed.
 

@@ -206,12 +206,18 @@ class KVMemory:
         tensors, sizes = read_file(path)
         if set(tensors) != {"keys", "values", "next", "cleared"} or set(sizes) != set(SIZES):
             raise ValueError(f"{path} does not hold what a KVMemory saves: {sorted(tensors)} and {sorted(sizes)}")
-        memory = cls(**sizes, dtype=tensors["keys"].dtype, device=device)
+        try:
+            memory = cls(**sizes, dtype=tensors["keys"].dtype, device=device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds sizes that cannot be: {error}") from None
         memory._next, memory._cleared = tensors["next"].tolist(), tensors["cleared"].tolist()
+        lengths_fit = len(memory._next) == len(memory._cleared) == memory.batch_size
+        if not lengths_fit or not all(0 <= old <= new for old, new in zip(memory._cleared, memory._next)):
+            raise ValueError(f"{path} holds counters that do not fit: {memory._cleared} and {memory._next}")
         used = min(max(memory._next), memory.capacity)
         for name, ring in (("keys", memory._keys), ("values", memory._values)):
             if tensors[name].shape != ring[:, :, :used].shape or tensors[name].dtype != ring.dtype:
-                raise ValueError(f"{path} holds {name} that do not fit its sizes, {tuple(tensors[name].shape)}")
+                raise ValueError(f"{path} holds {name} that do not fit its sizes: {tuple(tensors[name].shape)}")
             ring[:, :, :used] = tensors[name]
         return memory
 
@@ -254,7 +260,7 @@ class KVMemory:
                 check_shape("rows", rows, "batch", {"batch": self.batch_size})
                 rows = rows.nonzero().flatten()
             rows = rows.flatten().tolist()
-        rows = [rows] if isinstance(rows, int) else list(rows)
+        rows = list(rows) if isinstance(rows, Sequence) else [rows]
         for row in rows:
             check_count("rows", row, at_least=0)
             if row >= self.batch_size:

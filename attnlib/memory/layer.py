@@ -10,6 +10,7 @@ from attnlib._checks import check_count, check_input, check_probability
 from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.memory.hits import MemoryHits, attend_hits
 from attnlib.memory.kv_memory import KVMemory
+from attnlib.multi_head import join_heads, split_heads
 
 
 class MemoryAttention(nn.Module):
@@ -119,7 +120,7 @@ class MemoryAttention(nn.Module):
             remote = attend_hits(query, hits, scale=1.0, dropout_p=dropout_p)
             heads = self._fuse(local, remote)
             memory.add(key.to(memory.dtype), value.to(memory.dtype))  # written after it was read
-        context = self.out_proj(heads.transpose(1, 2).flatten(2))  # (batch, tokens, d_out)
+        context = self.out_proj(join_heads(heads))  # (batch, tokens, d_out)
         return context if x.ndim == 3 else context.squeeze(0)
 
     def read(self, x: Tensor, memory: KVMemory) -> MemoryHits:
@@ -136,7 +137,7 @@ class MemoryAttention(nn.Module):
             hits = self._search(query, memory)
             found = attention_weights(query.unsqueeze(-2), hits.keys, hits.mask.unsqueeze(-2), scale=1.0).squeeze(-2)
             local = attend(query, key, value, is_causal=True, scale=1.0)
-            share = self._memory_share(local, attend_hits(query, hits, scale=1.0)).unsqueeze(-1)
+            share = self._memory_share(local, attend_hits(query, hits, scale=1.0)).unsqueeze(-1).to(weights.dtype)
             weights = torch.cat((share * found, (1 - share) * weights), dim=-1)
         return weights if x.ndim == 3 else weights.squeeze(0)
 
@@ -145,8 +146,7 @@ class MemoryAttention(nn.Module):
         check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
         rows = x if x.ndim == 3 else x.unsqueeze(0)
         query, key, value = (
-            linear(rows).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for linear in (self.W_query, self.W_key, self.W_value)
+            split_heads(linear(rows), self.num_heads) for linear in (self.W_query, self.W_key, self.W_value)
         )
         temperature = self.log_temperature.exp()[:, None, None]
         query = F.normalize(query, dim=-1) / temperature

@@ -16,6 +16,7 @@ DIRECT_SCORES = 2**20  # without groups: 4 MiB in float32
 WINDOW = 8192  # groups between two rounds: 16 MiB for 512 queries in float32
 CANDIDATES = 2**19  # numbers in the keys of the winning groups that are scored at a time: 2 MiB in float32
 FAN = 16  # entries in a group of groups
+FEW = 2048  # keys, or 64 for each of the top_k: with no more than that a tournament does not pay
 
 
 @torch.no_grad()
@@ -36,7 +37,7 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int, block_size: i
     queries = queries.to(torch.promote_types(query.dtype, torch.float32))
     pairs, tokens, _ = queries.shape
     found = torch.empty(pairs, tokens, top_k, dtype=torch.int64, device=query.device)
-    few = len(held) <= 64 * max(top_k, 32)  # too few keys for a tournament to pay
+    few = len(held) <= max(FEW, FEW // 32 * top_k)
     at_once = max(1, DIRECT_SCORES // len(held)) if few else QUERIES
     token_step = max(1, min(tokens, at_once))
     pair_step = max(1, at_once // token_step)

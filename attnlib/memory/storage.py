@@ -24,6 +24,7 @@ def write_file(path: str | os.PathLike, tensors: dict[str, Tensor], sizes: dict[
     Raises:
         OSError: the file cannot be written; an old one is left as it was.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -39,6 +40,8 @@ def write_file(path: str | os.PathLike, tensors: dict[str, Tensor], sizes: dict[
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
     finally:
         beside.unlink(missing_ok=True)
     if os.name == "posix":  # the new name, too, has to reach the disk

@@ -1,0 +1,375 @@
+"""KVMemory against a plain list of everything, and everything that published memories get wrong."""
+
+import os
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from attnlib.memory import KVMemory, search
+from memory_oracle import ListMemory
+
+HEADS, HEAD_DIM, VALUE_DIM = 2, 3, 5
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+@contextmanager
+def tiny_tournament():
+    """Let the tournament of the search run, through all its rounds, on a handful of keys."""
+    with mock.patch.multiple(search, FEW=0, FAN=2, WINDOW=3, QUERIES=4, CANDIDATES=7):
+        yield
+
+
+def whole_numbers(*shape, seed, size=3):
+    """Small whole numbers: their dot products are exact in every dtype, and often equal."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-size, size + 1, shape, generator=generator).float()
+
+
+def check_same(hits, expected, top_k):
+    """`hits` says what the list of everything says, and nothing where that says nothing."""
+    batch, heads, tokens = hits.ids.shape[:3]
+    for row in range(batch):
+        for head in range(heads):
+            for token in range(tokens):
+                best = expected[row][head][token]
+                found = len(best)
+                place = row, head, token
+                assert hits.mask[place].tolist() == [True] * found + [False] * (top_k - found)
+                assert hits.ids[place].tolist() == [hit[1] for hit in best] + [-1] * (top_k - found)
+                assert hits.scores[place].tolist() == [hit[0] for hit in best] + [-torch.inf] * (top_k - found)
+                assert hits.keys[place][:found].tolist() == [hit[2] for hit in best]
+                assert hits.values[place][:found].tolist() == [hit[3] for hit in best]
+                assert not hits.keys[place][found:].any()
+                assert not hits.values[place][found:].any()
+
+
+class MemoryMachine(RuleBasedStateMachine):
+    """Random sequences of everything that a memory can do."""
+
+    path = None
+
+    @initialize(
+        capacity=st.integers(1, 7),
+        batch=st.integers(1, 3),
+        dtype=st.sampled_from(DTYPES),
+    )
+    def start(self, capacity, batch, dtype):
+        self.batch, self.dtype = batch, dtype
+        self.memory = KVMemory(capacity, HEADS, HEAD_DIM, value_dim=VALUE_DIM, batch_size=batch, dtype=dtype)
+        self.oracle = ListMemory(capacity, batch)
+
+    @rule(extra=st.integers(-1, 1), seed=st.integers(0, 2**20))
+    def add_about_capacity(self, extra, seed):
+        self.add(self.memory.capacity + extra, seed, None)
+
+    @rule(tokens=st.integers(0, 17), seed=st.integers(0, 2**20), data=st.data())
+    def add_masked(self, tokens, seed, data):
+        row = st.lists(st.booleans(), min_size=tokens, max_size=tokens)
+        self.add(tokens, seed, data.draw(st.lists(row, min_size=self.batch, max_size=self.batch)))
+
+    def add(self, tokens, seed, mask):
+        key = whole_numbers(self.batch, HEADS, tokens, HEAD_DIM, seed=seed)
+        value = whole_numbers(self.batch, HEADS, tokens, VALUE_DIM, seed=seed + 1, size=100)
+        as_mask = None if mask is None else torch.tensor(mask, dtype=torch.bool).view(self.batch, tokens)
+        self.memory.add(key.to(self.dtype), value.to(self.dtype), as_mask)
+        self.oracle.add(key.tolist(), value.tolist(), mask)
+
+    @rule(data=st.data())
+    def clear(self, data):
+        rows = data.draw(st.lists(st.integers(0, self.batch - 1), unique=True))
+        as_mask = torch.zeros(self.batch, dtype=torch.bool)
+        as_mask[rows] = True
+        self.memory.clear(data.draw(st.sampled_from([rows, as_mask])))
+        self.oracle.clear(rows)
+
+    @rule()
+    def clear_all(self):
+        self.memory.clear()
+        self.oracle.clear(range(self.batch))
+
+    @rule(
+        tokens=st.integers(0, 3),
+        top_k=st.integers(1, 9),
+        block_size=st.sampled_from([None, 1, 2, 5]),
+        tournament=st.booleans(),
+        seed=st.integers(0, 2**20),
+    )
+    def search(self, tokens, top_k, block_size, tournament, seed):
+        query = whole_numbers(self.batch, HEADS, tokens, HEAD_DIM, seed=seed)
+        with tiny_tournament() if tournament else mock.MagicMock():
+            hits = self.memory.search(query.to(self.dtype), top_k, block_size=block_size)
+        check_same(hits, self.oracle.search(query.tolist(), top_k), top_k)
+
+    @rule()
+    def save_and_load(self):
+        with mock.patch.object(os, "fsync"):  # thousands of them take minutes; test_memory_storage.py does without
+            self.memory.save(self.path)
+        self.memory = KVMemory.load(self.path)
+
+    @invariant()
+    def lengths_agree(self):
+        if hasattr(self, "memory"):
+            assert self.memory.lengths.tolist() == [len(row) for row in self.oracle.rows]
+            assert len(self.memory) == max(len(row) for row in self.oracle.rows)
+
+
+def test_random_sequences_agree_with_a_list_of_everything(tmp_path):
+    MemoryMachine.path = tmp_path / "memory"
+    many = settings(max_examples=2000, stateful_step_count=8, deadline=None, derandomize=True, database=None)
+    run_state_machine_as_test(MemoryMachine, settings=many)
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# By hand
+
+
+def test_five_memories_and_one_query_by_hand():
+    memory = KVMemory(capacity=5, num_heads=1, head_dim=2, value_dim=1)
+    keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0], [2.0, -1.0]])
+    memory.add(keys[None, None], torch.arange(5.0).view(1, 1, 5, 1) * 10)
+    hits = memory.search(torch.tensor([[[[3.0, 1.0]]]]), top_k=3)  # scores 3, 1, 4, −3, 5
+    assert hits.scores.flatten().tolist() == [5.0, 4.0, 3.0]
+    assert hits.ids.flatten().tolist() == [4, 2, 0]
+    assert hits.values.flatten().tolist() == [40.0, 20.0, 0.0]
+    assert hits.keys[0, 0, 0].tolist() == [[2.0, -1.0], [1.0, 1.0], [1.0, 0.0]]
+
+
+def test_ids_count_on_after_clear_and_after_the_ring_has_turned():
+    memory = KVMemory(capacity=3, num_heads=1, head_dim=1)
+    for tokens in (2, 3):
+        memory.add(random(1, 1, tokens, 1), random(1, 1, tokens, 1))
+    assert sorted(memory.search(torch.ones(1, 1, 1, 1), 3).ids.flatten().tolist()) == [2, 3, 4]
+    memory.clear()
+    assert len(memory) == 0
+    memory.add(random(1, 1, 1, 1), random(1, 1, 1, 1))
+    assert memory.search(torch.ones(1, 1, 1, 1), 2).ids.flatten().tolist() == [5, -1]
+
+
+# What published memories get wrong, one test for each
+
+
+def test_after_overflow_each_key_still_has_its_own_value():
+    memory = KVMemory(capacity=13, num_heads=1, head_dim=5)
+    for start in range(0, 70, 7):
+        key = random(1, 1, 7, 5, seed=start)
+        memory.add(key, -key)
+    hits = memory.search(random(1, 1, 3, 5, seed=1), top_k=13)
+    assert torch.equal(hits.values, -hits.keys)
+    assert hits.ids.sort(-1).values[0, 0, 0].tolist() == list(range(57, 70))
+
+
+def test_rows_advance_on_their_own():
+    memory = KVMemory(capacity=5, num_heads=1, head_dim=1, batch_size=3)
+    tokens = torch.arange(1.0, 5.0).view(1, 1, 4, 1).expand(3, 1, 4, 1)
+    for _ in range(2):
+        memory.add(tokens, tokens, torch.tensor([[True] * 4, [False] * 4, [False, True, False, False]]))
+    assert memory.lengths.tolist() == [5, 0, 2]
+    hits = memory.search(torch.ones(3, 1, 1, 1), top_k=5)
+    assert hits.values.flatten(1).tolist() == [[4.0, 4.0, 3.0, 2.0, 1.0], [0.0] * 5, [2.0, 2.0, 0.0, 0.0, 0.0]]
+    assert hits.ids.flatten(1).tolist() == [[7, 3, 6, 5, 4], [-1] * 5, [1, 0, -1, -1, -1]]
+
+
+def test_clearing_asks_for_rows_and_not_for_what_a_key_looks_like():
+    memory = KVMemory(capacity=5, num_heads=1, head_dim=2, batch_size=2)
+    memory.add(torch.zeros(2, 1, 3, 2), torch.zeros(2, 1, 3, 2))  # keys that look like a start token's
+    assert memory.lengths.tolist() == [3, 3]
+    memory.clear(rows=1)
+    assert memory.lengths.tolist() == [3, 0]
+    memory.clear(torch.tensor([True, False]))
+    assert memory.lengths.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_changing_one_row_changes_no_bit_of_another(dtype):
+    def hits_of_row_1(seed, tokens):
+        memory = KVMemory(capacity=70, num_heads=3, head_dim=5, batch_size=2, dtype=dtype)
+        key, value = random(2, 3, 37, 5, seed=1).to(dtype), random(2, 3, 37, 5, seed=2).to(dtype)
+        key[0], value[0] = random(3, 37, 5, seed=seed), random(3, 37, 5, seed=seed + 1)
+        memory.add(key, value, (torch.arange(37) < torch.tensor([[tokens], [31]])))
+        query = random(2, 3, 7, 5, seed=3).to(dtype)
+        query[0] = random(3, 7, 5, seed=seed + 2)
+        return [tensor[1] for tensor in memory.search(query, top_k=11)]
+
+    expected = hits_of_row_1(seed=10, tokens=31)
+    for seed, tokens in ((20, 31), (30, 0), (40, 5), (50, 37)):
+        for one, other in zip(expected, hits_of_row_1(seed, tokens)):
+            assert torch.equal(one, other)
+
+
+def test_exact_search_finds_all_of_the_best_where_a_graph_index_finds_four_in_ten():
+    key = torch.nn.functional.normalize(random(1, 1, 8192, 64), dim=-1)
+    query = torch.nn.functional.normalize(random(1, 1, 17, 64, seed=1), dim=-1)
+    memory = KVMemory(8192, 1, 64)
+    memory.add(key, key)
+    expected = (query.double() @ key.double().mT).topk(32).indices
+    assert torch.equal(memory.search(query, 32).ids.sort(-1).values, expected.sort(-1).values)
+
+
+def test_missing_hits_are_masked_and_are_not_token_0():
+    memory = KVMemory(capacity=5, num_heads=1, head_dim=1)
+    memory.add(torch.tensor([7.0]).view(1, 1, 1, 1), torch.tensor([9.0]).view(1, 1, 1, 1))
+    hits = memory.search(torch.ones(1, 1, 2, 1), top_k=3)
+    assert hits.mask[0, 0].tolist() == [[True, False, False]] * 2
+    assert hits.values[0, 0, 0].flatten().tolist() == [9.0, 0.0, 0.0]
+    assert hits.ids[0, 0, 0].tolist() == [0, -1, -1]
+
+
+def test_search_is_by_dot_product_and_not_by_distance():
+    memory = KVMemory(capacity=2, num_heads=1, head_dim=2)
+    key = torch.tensor([[1.0, 1.0], [10.0, 10.0]])[None, None]  # the first is nearest, the second scores more
+    memory.add(key, key)
+    assert memory.search(torch.ones(1, 1, 1, 2), top_k=1).scores.item() == 20.0
+
+
+def test_the_query_gets_its_gradient_and_what_is_stored_gets_none():
+    memory = KVMemory(capacity=23, num_heads=2, head_dim=5, dtype=torch.float64)
+    key = random(1, 2, 19, 5, dtype=torch.float64).requires_grad_()
+    value = random(1, 2, 19, 5, seed=1, dtype=torch.float64).requires_grad_()
+    memory.add(key, value)
+    query = random(1, 2, 7, 5, seed=2, dtype=torch.float64).requires_grad_()
+    hits = memory.search(query, top_k=3)
+    assert hits.scores.requires_grad
+    assert not hits.keys.requires_grad
+    assert not hits.values.requires_grad
+    (gradient,) = torch.autograd.grad((hits.scores * hits.values.sum(-1)).sum(), query)
+    torch.testing.assert_close(gradient, (hits.values.sum(-1, keepdim=True) * hits.keys).sum(-2))
+    assert torch.autograd.gradcheck(lambda q: memory.search(q, 3).scores, query)
+    memory.add(key, value)  # writing over the slots changes neither the hits nor a backward pass yet to come
+    torch.testing.assert_close(hits.scores, (query.unsqueeze(-2) * hits.keys).sum(-1))
+
+
+# Dtypes, devices, modes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_searched_and_scored_in_float32(dtype):
+    memory = KVMemory(capacity=3, num_heads=1, head_dim=2, dtype=dtype)
+    key = torch.tensor([[256.0, 1.0], [256.0, 2.0], [256.0, 0.0]], dtype=dtype)[None, None]
+    memory.add(key, key)
+    hits = memory.search(torch.tensor([[[[16.0, 1.0]]]], dtype=dtype), top_k=3)  # 4097, 4098, 4096: half rounds them
+    assert hits.scores.dtype == torch.float32
+    assert hits.keys.dtype == hits.values.dtype == dtype
+    assert hits.scores.flatten().tolist() == [4098.0, 4097.0, 4096.0]
+
+
+def test_autocast_changes_nothing():
+    memory = KVMemory(capacity=3000, num_heads=1, head_dim=7)
+    memory.add(random(1, 1, 3000, 7), random(1, 1, 3000, 7, seed=1))
+    query = random(1, 1, 5, 7, seed=2)
+    expected = memory.search(query, 11)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hits = memory.search(query, 11)
+    for one, other in zip(expected, hits):
+        assert torch.equal(one, other)
+
+
+def test_a_memory_made_in_inference_mode_works_outside_it():
+    with torch.inference_mode():
+        memory = KVMemory(capacity=3, num_heads=1, head_dim=2)
+        memory.add(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    memory.add(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+    memory.clear()
+    assert len(memory) == 0
+
+
+def test_to_moves_and_returns_the_memory():
+    memory = KVMemory(capacity=3, num_heads=1, head_dim=2)
+    assert memory.to("cpu") is memory
+    assert memory.device == torch.device("cpu")
+    assert memory.to("meta").device == torch.device("meta")
+
+
+def test_nan_stays_with_the_query_that_has_it():
+    memory = KVMemory(capacity=40, num_heads=1, head_dim=2)
+    memory.add(random(1, 1, 40, 2), random(1, 1, 40, 2))
+    query = random(1, 1, 3, 2, seed=1)
+    expected = memory.search(query, 5)
+    query[0, 0, 1] = torch.nan
+    for tournament in (False, True):
+        with tiny_tournament() if tournament else mock.MagicMock():
+            hits = memory.search(query, 5)
+        assert hits.scores[0, 0, 1].isnan().all()
+        assert torch.equal(hits.ids[0, 0, ::2], expected.ids[0, 0, ::2])
+
+
+def test_repr_says_the_sizes_and_how_much_is_held():
+    memory = KVMemory(capacity=3, num_heads=2, head_dim=5, value_dim=7, batch_size=2)
+    assert repr(memory) == ("KVMemory(capacity=3, num_heads=2, head_dim=5, value_dim=7, batch_size=2, lengths=[0, 0])")
+
+
+# Errors
+
+ONE = torch.ones(2, 3, 7, 5)
+ERRORS = [
+    (
+        lambda m: m.add(ONE[:1], ONE),
+        ValueError,
+        r"key must have shape \(batch=2, heads=3, tokens, head_dim=5\); got \(1",
+    ),
+    (
+        lambda m: m.add(ONE, ONE[:, :, :4]),
+        ValueError,
+        r"value must have shape \(batch=2, heads=3, tokens=7, value_dim=5",
+    ),
+    (lambda m: m.add(ONE[..., :4], ONE), ValueError, "head_dim=5.*got .*4"),
+    (
+        lambda m: m.add(ONE.double(), ONE),
+        TypeError,
+        "key must have the dtype of memory, torch.float32; got torch.float64",
+    ),
+    (lambda m: m.add(ONE, ONE.int()), TypeError, "value must have a floating-point dtype"),
+    (
+        lambda m: m.add(ONE, ONE, torch.ones(2, 7)),
+        TypeError,
+        "mask must be a boolean tensor, True = store; got torch.float32",
+    ),
+    (
+        lambda m: m.add(ONE, ONE, torch.ones(7, 2) > 0),
+        ValueError,
+        r"mask must have shape \(batch=2, tokens=7\); got \(7, 2\)",
+    ),
+    (
+        lambda m: m.add(ONE, ONE, torch.ones(2, 7, device="meta") > 0),
+        ValueError,
+        "mask must be on the device of memory, cpu",
+    ),
+    (lambda m: m.add(ONE.to("meta"), ONE), ValueError, "key must be on the device of memory, cpu; got meta"),
+    (
+        lambda m: m.search(ONE[0], 3),
+        ValueError,
+        r"query must have shape \(batch=2, heads=3, tokens, head_dim=5\); got \(3",
+    ),
+    (lambda m: m.search(ONE.half(), 3), TypeError, "query must have the dtype of memory"),
+    (lambda m: m.search(ONE, 0), ValueError, "top_k must be at least 1; got 0"),
+    (lambda m: m.search(ONE, 2.0), TypeError, "top_k must be an int; got float"),
+    (lambda m: m.search(ONE, 2, block_size=0), ValueError, "block_size must be at least 1; got 0"),
+    (lambda m: m.clear(2), ValueError, "rows must lie between 0 and batch - 1 = 1; got 2"),
+    (lambda m: m.clear([-1]), ValueError, "rows must be at least 0; got -1"),
+    (lambda m: m.clear(["a"]), TypeError, "rows must be an int; got str"),
+    (lambda m: m.clear(torch.ones(3) > 0), ValueError, r"rows must have shape \(batch=2\); got \(3,\)"),
+    (lambda m: m.clear(1.5), TypeError, "rows must be"),
+    (lambda m: KVMemory(0, 3, 5), ValueError, "capacity must be at least 1; got 0"),
+    (lambda m: KVMemory(3, 3, 5, value_dim=True), TypeError, "value_dim must be an int; got bool"),
+    (lambda m: KVMemory(3, 3, 5, batch_size=-1), ValueError, "batch_size must be at least 1; got -1"),
+    (
+        lambda m: KVMemory(3, 3, 5, dtype=torch.int64),
+        TypeError,
+        "dtype must be a floating-point dtype; got torch.int64",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "match"), ERRORS)
+def test_errors(call, error, match):
+    memory = KVMemory(capacity=11, num_heads=3, head_dim=5, batch_size=2)
+    with pytest.raises(error, match=match):
+        call(memory)
+    assert memory.lengths.tolist() == [0, 0]
