@@ -45,4 +45,8 @@ def test_no_global_state_changes():
     axes = plot_masks(MASKS)
     assert dict(mpl.rcParams) == before
     assert plt.get_fignums() == [*figures, axes[0].figure.number]
-    assert axes[0].figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_the_page_is_white_whatever_the_style():
+    with mpl.rc_context({"figure.facecolor": "black"}):
+        assert plot_masks(MASKS)[0].figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)

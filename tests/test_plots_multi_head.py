@@ -56,6 +56,10 @@ def test_draws_on_given_axes_and_changes_no_global_state():
     _, mine = plt.subplots()
     assert plot_head_split(NUMBERED.view(2, 5, 3), ax=mine) is mine
     assert len(plt.get_fignums()) == 1
-    new = plot_head_split(NUMBERED.view(2, 5, 3))
-    assert new.figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+    plot_head_split(NUMBERED.view(2, 5, 3))
     assert dict(mpl.rcParams) == before
+
+
+def test_the_page_is_white_whatever_the_style():
+    with mpl.rc_context({"figure.facecolor": "black"}):
+        assert plot_head_split(NUMBERED.view(2, 5, 3)).figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
