@@ -9,7 +9,7 @@ def count_meetings(
 ) -> Tensor:
     """In how many rounds query i sees key j, (tokens, tokens), for one head; `buckets[round][token]`."""
     tokens = len(real)
-    met = torch.zeros(tokens, tokens, dtype=torch.float64)
+    met = [[0] * tokens for _ in range(tokens)]
     for bucket in buckets:
         order = sorted((i for i in range(tokens) if real[i]), key=lambda i: (bucket[i], i))
         for place, i in enumerate(order):
@@ -19,8 +19,8 @@ def count_meetings(
                 else:
                     near = place - chunk_size <= other <= place
                 allowed = i != j and (across_buckets or bucket[i] == bucket[j]) and (j < i or not is_causal)
-                met[i, j] += near and allowed
-    return met
+                met[i][j] += near and allowed
+    return torch.tensor(met, dtype=torch.float64).view(tokens, tokens)
 
 
 def oracle(

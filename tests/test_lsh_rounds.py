@@ -4,15 +4,20 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attnlib.lsh import _sorted, hash_buckets, lsh_attention, random_rotations
 from lsh_oracle import oracle
 
-from attnlib.lsh import hash_buckets, lsh_attention, random_rotations
-
 FLAGS = [
-    dict(zip(("is_causal", "count_once", "across_buckets"), flags))
-    for flags in itertools.product([False, True], repeat=3)
+    dict(zip(("is_causal", "count_once", "across_buckets"), on)) for on in itertools.product([False, True], repeat=3)
 ]
 PADDING = ["none", "left", "right", "middle"]
+
+
+def name_flags(flags: dict[str, bool]) -> str:
+    return "-".join(name for name, on in flags.items() if on) or "plain"
 
 
 def make_inputs(tokens: int, *, batch: int = 2, heads: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,33 +32,137 @@ def make_mask(padding: str, tokens: int, batch: int = 2) -> torch.Tensor | None:
         return None
     mask = torch.ones(batch, tokens, dtype=torch.bool)
     cut = -(-tokens // 3)
-    where = {"left": slice(0, cut), "right": slice(tokens - cut, None), "middle": slice(cut, 2 * cut)}[padding]
-    mask[0, where] = False
-    if batch > 1:
-        mask[1, tokens // 2] = False
+    mask[0, {"left": slice(0, cut), "right": slice(tokens - cut, None), "middle": slice(cut, 2 * cut)}[padding]] = False
+    mask[1:, tokens // 2] = False
     return mask
 
 
-def check_against_oracle(query_key, value, rotations, **options):
+def check_against_oracle(query_key, value, rotations, *, gradients=True, **options):
     query_key, value = query_key.clone().requires_grad_(), value.clone().requires_grad_()
     expected = oracle(query_key, value, hash_buckets(query_key, rotations), **options)
     actual = lsh_attention(query_key, value, rotations, **options)
     assert actual.dtype == value.dtype
-    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
-    direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    wanted = torch.autograd.grad(expected, (query_key, value), direction)
-    given = torch.autograd.grad(actual, (query_key, value), direction)
-    torch.testing.assert_close(given[0], wanted[0], rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(given[1], wanted[1], rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    if gradients:
+        direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        wanted = torch.autograd.grad(expected, (query_key, value), direction)
+        given = torch.autograd.grad(actual, (query_key, value), direction)
+        torch.testing.assert_close(given, wanted, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("padding", PADDING)
-@pytest.mark.parametrize(
-    "flags", FLAGS, ids=lambda flags: "-".join(name for name, on in flags.items() if on) or "plain"
-)
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
 def test_every_combination_agrees_with_the_definition(flags, padding):
     for tokens, chunk_size, num_buckets, num_hashes in [(29, 3, 4, 3), (13, 5, 2, 2), (41, 4, 6, 1)]:
         query_key, value = make_inputs(tokens)
         rotations = random_rotations(5, num_buckets, num_hashes, num_heads=3, dtype=torch.float64)
         mask = make_mask(padding, tokens)
         check_against_oracle(query_key, value, rotations, chunk_size=chunk_size, key_mask=mask, scale=0.7, **flags)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
+def test_blocks_and_groups_of_any_size_give_the_same(flags, monkeypatch):
+    query_key, value = make_inputs(31)
+    rotations = random_rotations(5, 4, 3, num_heads=3, dtype=torch.float64)
+    for scores in (1, 2 * 3 * 3, 4 * 2 * 3 * 3, 25 * 2 * 3 * 3, 10**6):  # 1, 1, 4 chunks of 11; 2 heads of 6; all
+        monkeypatch.setitem(_sorted.SCORES, "cpu", scores)
+        for mask in (None, make_mask("middle", 31)):
+            check_against_oracle(query_key, value, rotations, chunk_size=3, key_mask=mask, **flags)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
+def test_a_bucket_longer_than_many_chunks(flags):
+    query_key, value = make_inputs(37, batch=1)
+    one_bucket = torch.zeros(1, 2, 5, 1, dtype=torch.float64)  # every projection is 0, so that all fall into bucket 0
+    assert (hash_buckets(query_key, one_bucket) == 0).all()
+    check_against_oracle(query_key, value, one_bucket, chunk_size=3, **flags)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
+def test_a_chunk_longer_than_the_sequence(flags):
+    query_key, value = make_inputs(11)
+    rotations = random_rotations(5, 2, 3, dtype=torch.float64)
+    check_against_oracle(query_key, value, rotations, chunk_size=100, key_mask=make_mask("left", 11), **flags)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
+def test_a_chunk_of_one_and_buckets_with_one_token(flags):
+    query_key, value = make_inputs(17)
+    rotations = random_rotations(5, 64, 2, dtype=torch.float64)
+    check_against_oracle(query_key, value, rotations, chunk_size=1, **flags)
+
+
+@pytest.mark.parametrize("tokens", range(1, 201))
+def test_every_length_up_to_200(tokens):
+    """Flags, padding, chunk and number of heads change with the length."""
+    flags = FLAGS[tokens % len(FLAGS)]
+    mask = make_mask(PADDING[tokens // 3 % len(PADDING)], tokens)
+    query_key, value = make_inputs(tokens, heads=1 + tokens % 2, seed=tokens)
+    rotations = random_rotations(5, 2 * (1 + tokens % 4), 1 + tokens % 3, dtype=torch.float64)
+    check_against_oracle(
+        query_key, value, rotations, gradients=tokens <= 60, chunk_size=1 + tokens % 13, key_mask=mask, **flags
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_buckets_any_padding(data):
+    tokens = data.draw(st.integers(1, 23))
+    flags = {name: data.draw(st.booleans(), label=name) for name in ("is_causal", "count_once", "across_buckets")}
+    mask = data.draw(st.lists(st.booleans(), min_size=2 * tokens, max_size=2 * tokens))
+    query_key, value = make_inputs(tokens, seed=data.draw(st.integers(0, 99)))
+    rotations = random_rotations(5, data.draw(st.sampled_from([2, 4, 6])), data.draw(st.integers(1, 5)))
+    check_against_oracle(
+        query_key,
+        value,
+        rotations.double(),
+        chunk_size=data.draw(st.integers(1, 9)),
+        key_mask=torch.tensor(mask).view(2, tokens),
+        scale=data.draw(st.sampled_from([None, -0.5, 3.0])),
+        **flags,
+    )
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
+def test_gradients_by_differences(flags):
+    query_key, value = make_inputs(11, batch=1, heads=2)
+    rotations = random_rotations(5, 2, 3, dtype=torch.float64)
+    mask = torch.arange(11)[None] != 4
+
+    def call(query_key, value):
+        return lsh_attention(query_key, value, rotations, chunk_size=2, key_mask=mask, **flags)
+
+    assert torch.autograd.gradcheck(call, (query_key.requires_grad_(), value.requires_grad_()))
+
+
+def test_gradient_of_one_input_alone():
+    query_key, value = make_inputs(13)
+    rotations = random_rotations(5, 4, 2, dtype=torch.float64)
+    both = query_key.clone().requires_grad_(), value.clone().requires_grad_()
+    lsh_attention(*both, rotations, chunk_size=3).sin().sum().backward()
+    for index in (0, 1):
+        one = [query_key.clone(), value.clone()]
+        one[index].requires_grad_()
+        lsh_attention(*one, rotations, chunk_size=3).sin().sum().backward()
+        torch.testing.assert_close(one[index].grad, both[index].grad)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
+def test_large_scores_stay_exact(flags):
+    """Scores of thousands, hidden ones far above the visible: exponentials must start from the visible ones."""
+    query_key, value = make_inputs(29)
+    rotations = random_rotations(5, 4, 3, dtype=torch.float64)
+    check_against_oracle(1000 * query_key, value, rotations, chunk_size=3, **flags)
+    expected = oracle(1000 * query_key, value, hash_buckets(query_key, rotations), chunk_size=3, **flags)
+    actual = lsh_attention(1000 * query_key.float(), value.float(), rotations, chunk_size=3, **flags)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-2, atol=1e-2)
+    assert actual.isfinite().all()
+
+
+def test_codes_too_large_for_float32_are_kept_exact(monkeypatch):
+    query_key, value = (t.float() for t in make_inputs(29))
+    rotations = random_rotations(5, 4, 3)
+    expected = lsh_attention(query_key, value, rotations, chunk_size=3)
+    monkeypatch.setattr(_sorted, "MOST", 16)
+    actual = lsh_attention(query_key, value, rotations, chunk_size=3)
+    torch.testing.assert_close(actual, expected)
