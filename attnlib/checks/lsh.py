@@ -44,7 +44,7 @@ def check_hash(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         lambda vectors, directions: _both(vectors, directions).argmax(-1),
         cases,
         mistakes=mistakes,
-        success="Right: every vector is in the bucket of the direction it lies nearest to.",
+        success="Right: every vector is in the bucket of the arrow along which it reaches furthest.",
     )
 
 

@@ -17,7 +17,7 @@ def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True
 
     Args:
         vectors: (tokens, 2).
-        directions: (2, num_buckets // 2); each is drawn with its opposite, as arrows of one length.
+        directions: (2, num_buckets // 2); each is drawn with its opposite. Longer arrows win more dots.
         labels: whether to write the number of each token beside it.
         ax: axes to draw on.
     """
@@ -29,12 +29,13 @@ def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True
     buckets = hash_buckets(vectors[None, None], directions[None, None])[0, 0, 0].numpy()
     ax = new_axes(ax, 3.6, 3.6)
     reach = float(np.linalg.norm(points, axis=1).max(initial=0.0)) or 1.0
-    arrows = np.concatenate([arrows, -arrows])
+    longest = max(float(np.linalg.norm(arrows, axis=1).max(initial=0.0)), 1e-12)
+    arrows = 0.7 * reach / longest * np.concatenate([arrows, -arrows])
     colours = _colours(len(arrows))
     for number, (arrow, colour) in enumerate(zip(arrows, colours)):
-        tip = 0.7 * reach * arrow / max(float(np.linalg.norm(arrow)), 1e-12)
-        ax.annotate("", xy=tip, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
-        ax.text(*(0.8 * tip + 0.1 * reach * np.array([-tip[1], tip[0]]) / reach), str(number), color="0.25", fontsize=9)
+        ax.annotate("", xy=arrow, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
+        aside = 0.12 * reach * np.array([-arrow[1], arrow[0]]) / max(float(np.linalg.norm(arrow)), 1e-12)
+        ax.text(*(0.75 * arrow + aside), str(number), ha="center", va="center", color="0.25", fontsize=9)
     ax.scatter(*points.T, c=colours[buckets], s=70, edgecolors="black", linewidths=0.6, zorder=3)
     if labels:
         for number, point in enumerate(points):
