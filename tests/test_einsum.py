@@ -51,6 +51,7 @@ def test_the_roles_of_a_batched_product():
         ("ii->", [(3, 3)], ("summed", "diagonal"), "on the diagonal of A are added up"),
         ("ij->j", [(3, 2)], ("summed",), "although the name occurs once"),
         ("i,i->i", [(3,), (1,)], ("free", "batch", "broadcast"), "size 1 in B, whose one entry is used for all 3"),
+        ("i,i->i", [(1,), (1,)], ("free", "batch"), "A and B are matched along it, not summed"),
         ("i,i->", [(3,), (1,)], ("summed", "broadcast"), "A and B are multiplied along it"),
         ("i,j->ij", [(3,), (2,)], ("free",), "in the output: one cell for each value"),
         ("...,...->...", [(3,), (3,)], ("free", "batch"), "one of the axes that `...` stands for"),
@@ -145,14 +146,13 @@ def test_bytes_follow_the_dtype_of_the_operands():
     assert explain_einsum("i,i->i", half, double).output_bytes == 24
 
 
-def test_the_path_is_no_dearer_than_any_other_order():
+@pytest.mark.parametrize(("i", "j", "k", "m"), [(2, 13, 3, 11), (11, 3, 13, 2), (2, 3, 11, 1), (7, 1, 2, 5)])
+def test_the_path_is_no_dearer_than_any_other_order(i, j, k, m):
     """All orders of three operands, counted by hand, against the one that is chosen."""
-    sizes = {"i": 2, "j": 13, "k": 3, "l": 11}
-    cost = explain_einsum("ij,jk,kl->il", (2, 13), (13, 3), (3, 11)).path_multiplications
-    left_first = sizes["i"] * sizes["j"] * sizes["k"] + sizes["i"] * sizes["k"] * sizes["l"]
-    right_first = sizes["j"] * sizes["k"] * sizes["l"] + sizes["i"] * sizes["j"] * sizes["l"]
-    outer_first = 2 * 13 * 3 * 11 * 2
-    assert cost == min(left_first, right_first, outer_first)
+    orders = {"AB": i * j * k + i * k * m, "BC": j * k * m + i * j * m, "AC": 2 * i * j * k * m}
+    explanation = explain_einsum("ij,jk,km->im", (i, j), (j, k), (k, m))
+    assert explanation.path_multiplications == min(orders.values())
+    assert orders["".join(explanation.path[0][:2])] == min(orders.values())
 
 
 # Against others

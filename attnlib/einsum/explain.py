@@ -185,9 +185,10 @@ def _spellings(text: str, shapes: tuple[Shape, ...], comes_last: bool) -> tuple[
         return ("words",)
     if longest <= 1:
         return ("letters",)
-    terms = _chunks(text.split("->")[0])
-    words_fit = [len(term) for term in terms] == [len(shape) for shape in shapes]
-    if comes_last or _has_words(text) or (words_fit and longest > 4):
+    pairs = list(zip(_chunks(text.split("->")[0]), shapes))
+    words_fit = sum(len(term) == len(shape) for term, shape in pairs)
+    letters_fit = sum(len("".join(term)) == len(shape) for term, shape in pairs)
+    if comes_last or _has_words(text) or (longest > 4 and words_fit > letters_fit):
         return ("words", "letters")
     return ("letters", "words")
 

@@ -42,14 +42,7 @@ def contraction_pairs(contraction: Contraction) -> list[tuple[int, int]]:
     shapes = [tuple(known_sizes(*pair).values()) for pair in zip(contraction.inputs, contraction.shapes)]
     equation = f"{','.join(terms)}->{''.join(letters[axis] for axis in contraction.output)}"
     path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True)
-    pairs = []
-    for positions in path:
-        first, *others = sorted(positions, reverse=True)
-        for other in others:  # almost always one; more of them are joined one after the other
-            pairs.append((first, other))
-            count -= 1
-            first = count - 1
-    return pairs
+    return [(first, second) for first, second in path]
 
 
 def known_sizes(axes: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, int]:
