@@ -35,11 +35,12 @@ def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True
     for number, (arrow, colour) in enumerate(zip(arrows, colours)):
         ax.annotate("", xy=arrow, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
         aside = 0.12 * reach * np.array([-arrow[1], arrow[0]]) / max(float(np.linalg.norm(arrow)), 1e-12)
-        ax.text(*(0.75 * arrow + aside), str(number), ha="center", va="center", color="0.25", fontsize=9)
-    ax.scatter(*points.T, c=colours[buckets], s=70, edgecolors="black", linewidths=0.6, zorder=3)
+        x, y = 0.75 * arrow + aside
+        ax.text(x, y, str(number), ha="center", va="center", color="0.25", fontsize=9)
+    ax.scatter(points[:, 0], points[:, 1], c=colours[buckets], s=70, edgecolors="black", linewidths=0.6, zorder=3)
     if labels:
-        for number, point in enumerate(points):
-            ax.text(*(point * 1.15), str(number), ha="center", va="center", fontsize=8)
+        for number, (x, y) in enumerate(points):
+            ax.text(1.15 * x, 1.15 * y, str(number), ha="center", va="center", fontsize=8)
     ax.set(xlim=(-1.3 * reach, 1.3 * reach), ylim=(-1.3 * reach, 1.3 * reach), aspect="equal", xticks=[], yticks=[])
     ax.set_title("Arrows: buckets; dots: tokens", fontsize=10)
     return ax
