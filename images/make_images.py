@@ -198,4 +198,7 @@ if __name__ == "__main__":
     mpl.rcParams["svg.hashsalt"] = "attnlib"  # the same file from the same code
     for name, draw in IMAGES.items():
         draw().savefig(FOLDER / name, metadata={"Date": None})
+        svg = (FOLDER / name).read_text(encoding="utf-8")
+        narrow = svg.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)  # where the page is narrow
+        (FOLDER / name).write_text(narrow, encoding="utf-8", newline="\n")
         print(f"drew images/{name}")

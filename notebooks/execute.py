@@ -42,7 +42,12 @@ def execute(path: Path) -> None:
     """Run one notebook in its own folder and write it back, only if every cell ran."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        notebook, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,  # else a busy machine cuts one cell's prints in pieces
+        resources={"metadata": {"path": path.parent}},
     )
     client.execute()
     normalise(notebook)
