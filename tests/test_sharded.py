@@ -1,6 +1,7 @@
 """sharded_attend and sharded_search: four processes, started once, in groups of 1, 2, 3 and 4."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from attnlib.memory import KVMemory
 from attnlib.sharded import sharded_attend, sharded_search
 
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # elsewhere gloo finds it by itself
 WORKER = Path(__file__).with_name("sharded_worker.py")
 MEMBERS = {"1": [0], "2": [0, 1], "3": [0, 1, 2], "4": [0, 1, 2, 3], "1 and 3": [1, 3]}
 CASES = ["random_partitions", "bytes_are_counted", "second_derivative", "search", "disagreements"]
@@ -23,7 +25,11 @@ def outcomes(tmp_path_factory) -> list[dict[str, str]]:
     folder = tmp_path_factory.mktemp("sharded")
     files = [folder / f"{rank}.json" for rank in range(4)]
     commands = [[sys.executable, str(WORKER), str(r), str(folder / "store"), str(file)] for r, file in enumerate(files)]
-    processes = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if sys.platform in LOOPBACK:
+        environment["GLOO_SOCKET_IFNAME"] = LOOPBACK[sys.platform]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
     printed = []
     for process in processes:
         try:
