@@ -66,6 +66,10 @@ def test_the_role_of_an_axis_and_its_reason(equation, shapes, roles, reason):
 def test_places_say_tensor_and_position():
     axis = next(axis for axis in explain_einsum(SCORES, *SHAPES).axes if axis.name == "heads")
     assert (axis.size, axis.places) == (3, (("A", 2), ("B", 2), ("output", 1)))
+    assert (
+        "| `heads` | 3 | A axis 2, B axis 2, output axis 1 | free, batch |"
+        in explain_einsum(SCORES, *SHAPES)._repr_markdown_()
+    )
 
 
 def test_the_loops_of_the_scores_keep_the_users_names_and_order():
@@ -278,6 +282,13 @@ def test_operands_of_many_kinds():
         assert explanation.output_shape == (3,)
         assert explanation.verify()
         assert not explanation.run_loops().requires_grad
+
+
+def test_runs_on_the_cpu_whatever_the_default_device_is():
+    with torch.device("meta"):
+        explanation = explain_einsum("ij,jk->ik", (2, 3), np.ones((3, 5)))
+        assert explanation.verify()
+        assert explanation.run_loops().device.type == "cpu"
 
 
 def test_a_scalar_array_is_an_operand():

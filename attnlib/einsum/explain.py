@@ -210,16 +210,16 @@ def _as_tensor(operand: object) -> Tensor:
     array = np.array(operand, order="C")
     if array.dtype.kind not in "biufc":
         raise TypeError(f"operands must hold numbers; got an array of dtype {array.dtype}")
-    return torch.tensor(array)
+    return torch.tensor(array, device="cpu")
 
 
 def _draw(operands: list, shapes: tuple[Shape, ...], dtype: torch.dtype) -> list[Tensor]:
     """The operands as tensors on the CPU; random numbers, the same each time, where there are none."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     drawn = []
     for operand, shape in zip(operands, shapes):
         if _is_shape(operand) or (isinstance(operand, Tensor) and operand.is_meta):
-            drawn.append(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+            drawn.append(torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(dtype))
         else:
             drawn.append(_as_tensor(operand).to("cpu", dtype))
     return drawn

@@ -61,6 +61,7 @@ class EinsumExplanation(EinsumFacts):
         spelling: "letters" (torch, NumPy), "words" (einops) or "numbers" (lists of numbers).
         axes: one `Axis` for each name: size, places, roles (free or summed; batch, diagonal, broadcast) and why.
         warnings: sentences about what in this equation often surprises.
+        element_size: bytes of one number, by the operands' dtype (a plain shape has torch's default dtype).
         inputs, shapes, tensors: names, sizes and letter of each operand.
         free, summed: the names in the output, and all others; output_shape: the sizes of the free ones.
         loops, torch_code: Python that computes the same, with loops, and with permute and matmul.
@@ -145,7 +146,8 @@ class EinsumExplanation(EinsumFacts):
         plain = self._contraction.renamed({name: f"i{number}" for number, name in enumerate(self._contraction.sizes)})
         names = plain.tensor_names()
         space: dict[str, Any] = {"__builtins__": {"range": range}, "torch": torch, **dict(zip(names, operands))}
-        exec(compile(source(plain, names), "<einsum>", "exec"), space)
+        with torch.device("cpu"):
+            exec(compile(source(plain, names), "<einsum>", "exec"), space)
         return space["output"]
 
     def _check_small(self, steps: int | None = None) -> None:

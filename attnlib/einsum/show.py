@@ -84,7 +84,7 @@ def _latex(name: str) -> str:
 
 
 def _places(axis: Axis) -> str:
-    return ", ".join(f"{tensor}[{position}]" for tensor, position in axis.places)
+    return ", ".join(f"{tensor} axis {position}" for tensor, position in axis.places)
 
 
 def _signature(explanation: EinsumFacts) -> str:
