@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -42,7 +42,7 @@ class Ring:
             raise RuntimeError(
                 "torch.distributed is not initialised: start with torchrun and call init_process_group('gloo') first"
             )
-        self.group = dist.group.WORLD if group is None else group
+        self.group: dist.ProcessGroup = dist.distributed_c10d._get_default_group() if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
             raise ValueError("group must contain this process; got a group that it is not in")
@@ -58,9 +58,10 @@ class Ring:
             return Parcel(packet, packet, [])
         received = packet.new_empty(numel)
         operations = []
-        for operation, tensor, peer in ((dist.isend, packet, self.next), (dist.irecv, received, self.previous)):
+        for send_or_receive, tensor, peer in ((dist.isend, packet, self.next), (dist.irecv, received, self.previous)):
             if tensor.numel():
-                operations.append((peer, dist.P2POp(operation, tensor, group=self.group, tag=tag, group_peer=peer)))
+                operation = dist.P2POp(send_or_receive, tensor, group=self.group, tag=tag, group_peer=peer)
+                operations.append((peer, operation))
         self.bytes_sent += packet.numel() * packet.element_size()
         works = []
         if dist.get_backend(self.group) == dist.Backend.NCCL and operations:  # NCCL wants them as one
@@ -123,9 +124,7 @@ class Ring:
         suspects = [peer]
 
         def follow() -> None:
-            store: Callable = dist.PrefixStore(
-                f"attnlib/{self.group.group_name}", dist.distributed_c10d._get_default_store()
-            )
+            store = dist.PrefixStore(f"attnlib/{self.group.group_name}", dist.distributed_c10d._get_default_store())
             store.set(str(self.rank), str(peer))
             while suspects[-1] != self.rank and len(suspects) <= self.size:
                 while not store.check([str(suspects[-1])]):

@@ -100,7 +100,8 @@ class Plan(NamedTuple):
             owner, coming = (ring.rank - step) % ring.size, (ring.rank - step - 1) % ring.size
             last = step == ring.size - 1
             parcel = None if last else ring.start(packet, self.numel(coming, key, value))
-            yield owner, *self.unpack(packet, owner, key, value)
+            some_key, some_value = self.unpack(packet, owner, key, value)
+            yield owner, some_key, some_value
             if parcel is not None:
                 packet = ring.finish(parcel)
 
