@@ -13,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 FLOAT = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two test processes share the cores, and so do the kernels they start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
