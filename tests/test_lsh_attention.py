@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnlib.attend import attend
-from attnlib.lsh import hash_buckets, lsh_attention, random_rotations
+from attnlib.lsh import _sorted, hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask
 from lsh_oracle import oracle
 
@@ -83,17 +83,17 @@ def test_one_bucket_and_one_chunk_are_full_attention(tokens, is_causal, count_on
 
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_counted_once_it_tends_to_full_attention_and_else_it_does_not(is_causal):
-    query_key, value = make_inputs(61, batch=1)
+    query_key, value = make_inputs(29, batch=1)
     full = full_attention(query_key, value, is_causal=is_causal)
     error = {}
-    for count_once, num_hashes in itertools.product([True, False], [1, 4, 16, 256]):
-        rotations = random_rotations(5, 4, num_hashes, dtype=torch.float64)
+    for count_once, num_hashes in [(True, 1), (True, 4), (True, 16), (True, 256), (False, 64)]:
+        rotations = random_rotations(5, 2, num_hashes, dtype=torch.float64)
         options = {"chunk_size": 16, "is_causal": is_causal, "count_once": count_once}
         output = lsh_attention(query_key, value, rotations, **options)
         error[count_once, num_hashes] = (output - full).abs().mean().item()
     assert error[True, 1] > error[True, 4] > error[True, 16] > error[True, 256]
     assert error[True, 256] < 1e-12
-    assert error[False, 256] > 0.03
+    assert error[False, 64] > 0.03
 
 
 # Causality
@@ -274,15 +274,17 @@ def test_compiled_it_is_the_same():
     torch.testing.assert_close(*grads)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
-def test_a_gpu_gives_the_same(flags):
+def test_the_device_at_hand_gives_the_same(flags, monkeypatch):
+    """On a GPU where there is one; and in blocks as large as there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     query_key, value = make_inputs(131)
     rotations = random_rotations(5, 4, 3, dtype=torch.float64)
     here = [t.clone().requires_grad_() for t in (query_key, value)]
-    there = [t.cuda().requires_grad_() for t in (query_key, value)]
+    there = [t.to(device, copy=True).requires_grad_() for t in (query_key, value)]
     expected = lsh_attention(*here, rotations, chunk_size=7, **flags)
-    actual = lsh_attention(*there, rotations.cuda(), chunk_size=7, **flags)
+    monkeypatch.setitem(_sorted.SCORES, "cpu", _sorted.SCORES_ELSEWHERE)
+    actual = lsh_attention(*there, rotations.to(device), chunk_size=7, **flags)
     torch.testing.assert_close(actual.cpu(), expected)
     expected.sin().sum().backward()
     actual.sin().sum().backward()

@@ -104,7 +104,7 @@ def test_every_length_up_to_200(tokens):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_buckets_any_padding(data):
     tokens = data.draw(st.integers(1, 23))
@@ -125,14 +125,14 @@ def test_any_buckets_any_padding(data):
 
 @pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
 def test_gradients_by_differences(flags):
-    query_key, value = make_inputs(11, batch=1, heads=2)
-    rotations = random_rotations(5, 2, 3, dtype=torch.float64)
-    mask = torch.arange(11)[None] != 4
+    query_key, value = (t[..., :3] for t in make_inputs(7, batch=1, heads=1))
+    rotations = random_rotations(3, 2, 3, dtype=torch.float64)
+    mask = torch.arange(7)[None] != 4
 
     def call(query_key, value):
         return lsh_attention(query_key, value, rotations, chunk_size=2, key_mask=mask, **flags)
 
-    assert torch.autograd.gradcheck(call, (query_key.requires_grad_(), value.requires_grad_()))
+    assert torch.autograd.gradcheck(call, (query_key.clone().requires_grad_(), value.clone().requires_grad_()))
 
 
 def test_gradient_of_one_input_alone():
