@@ -91,3 +91,20 @@ def test_bad_input_is_named():
             sharded_search(memory, torch.randn(1, 3, 7, 5).double(), 2)
     finally:
         dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="torchrun's own store is not in every build for Windows")
+def test_the_demonstration_runs_under_torchrun():
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "attnlib.sharded",
+    ]
+    said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    rows = [line.split() for line in said.splitlines()[-2:]]
+    assert [row[:2] for row in rows] == [["0", "512"], ["1", "512"]]
+    assert all(row[3] == "True" and float(row[4]) > 0 for row in rows), said

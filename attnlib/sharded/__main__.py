@@ -11,7 +11,7 @@ from attnlib.attend import Attended, attend
 from attnlib.sharded.ring import Ring
 from attnlib.sharded.ring_attention import ring_attend
 
-HEADS, TOKENS, HEAD_DIM = 4, 2048, 64
+HEADS, TOKENS, HEAD_DIM = 4, 1024, 64
 
 
 def loss(attended: Attended, weights: Tensor) -> Tensor:
