@@ -1,8 +1,8 @@
 """Exact search: the best keys of each query, in blocks, so that the scores of all keys are never held at once.
 
-A tournament. Keys that stand side by side form a group of 4 to 16, and each group sends its best score. The top_k keys
-lie in the top_k groups, because a group outside them is beaten by top_k others. So only the groups' best scores are
-kept and compared, and in the end the keys of the winning groups are scored one by one.
+A tournament. Sixteen keys form a group, and each group sends its best score. The top_k keys lie in the top_k groups,
+because a group outside them is beaten by top_k others; and the best groups are found in the same way, among groups of
+groups. Of many keys only the groups' best scores are kept, and in the end those in the winning groups are scored again.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,13 @@ from torch import Tensor
 
 QUERIES = 512  # searched together
 BLOCK_SCORES = 2**19  # of one block of keys: 2 MiB in float32, which stay in the cache until their groups are formed
-DIRECT_SCORES = 2**20  # without groups: 4 MiB in float32
+ALL_SCORES = 2**20  # where those of all keys are held, for fewer queries at a time: 4 MiB in float32, or 16 for 64
 WINDOW = 8192  # groups between two rounds: 16 MiB for 512 queries in float32
 CANDIDATES = 2**19  # numbers in the keys of the winning groups that are scored at a time: 2 MiB in float32
+GROUP = 16  # keys
+PAD = 32  # so that the rows of a window do not fall into the same lines of the cache
 FAN = 16  # entries in a group of groups
-FEW = 2048  # keys, or 64 for each of the top_k: with no more than that a tournament does not pay
+FEW = 2**16  # keys, up to which the scores of all keys are held
 
 
 @torch.no_grad()
@@ -37,8 +39,8 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int, block_size: i
     queries = queries.to(torch.promote_types(query.dtype, torch.float32))
     pairs, tokens, _ = queries.shape
     found = torch.empty(pairs, tokens, top_k, dtype=torch.int64, device=query.device)
-    few = len(held) <= max(FEW, FEW // 32 * top_k)
-    at_once = max(1, DIRECT_SCORES // len(held)) if few else QUERIES
+    few = len(held) <= max(FEW, FAN * top_k)
+    at_once = max(1, ALL_SCORES // len(held), min(64, 4 * ALL_SCORES // len(held))) if few else QUERIES
     token_step = max(1, min(tokens, at_once))
     pair_step = max(1, at_once // token_step)
     for pair in range(0, pairs, pair_step):
@@ -46,7 +48,7 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int, block_size: i
             part = slice(pair, pair + pair_step), slice(token, token + token_step)
             some_queries, some_keys = queries[part], keys[part[0]]
             if few:
-                found[part] = _all_scored(some_queries, some_keys, held, top_k)
+                found[part] = _all_scored(some_queries, some_keys, held, top_k, block_size)
             else:
                 found[part] = _tournament(some_queries, some_keys, held, top_k, block_size)
     return found.view(*query.shape[:3], top_k)
@@ -59,17 +61,37 @@ def top_newest(scores: Tensor, top_k: int) -> Tensor:
     """
     if scores.shape[-1] <= top_k:
         return torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
-    best, position = scores.topk(top_k + 1)
-    position = position[..., :top_k]
-    tied = best[..., -1] == best[..., -2]  # (…): the last that is in equals the first that is out
-    if tied.any():
-        rows, floor = scores[tied], best[tied][:, -1:]  # (tied, n), (tied, 1)
-        above = ~(rows <= floor)  # NaN counts as above, as it does for topk
-        equal = rows == floor
-        places = top_k - above.sum(-1, keepdim=True)
-        last_ones = equal.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= places
-        position[tied] = (above | (equal & last_ones)).nonzero()[:, 1].view(-1, top_k)
+    position, tied = _play(scores, top_k)
+    for row in tied.flatten().nonzero().flatten().split(max(1, BLOCK_SCORES // scores.shape[-1])):
+        position.view(-1, top_k)[row] = _last_of_equals(scores.flatten(0, -2)[row], top_k)
     return position.sort(-1).values
+
+
+def _play(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The tournament over the last axis: positions of the top_k greatest, and for each row whether the last of them
+    tied with one that is out."""
+    many, device = scores.shape[-1], scores.device
+    if many <= 2 * FAN * max(top_k, FAN):
+        best, position = scores.topk(top_k + 1)
+        return position[..., :top_k].contiguous(), best[..., -1] == best[..., -2]
+    groups = many // FAN  # group g has the entries g, g + groups, g + 2 · groups, …, which lie well for amax
+    maxima = scores[..., : groups * FAN].unflatten(-1, (FAN, groups)).amax(-2)
+    winners, tied = _play(maxima, top_k)
+    candidates = (winners.unsqueeze(-1) + torch.arange(0, groups * FAN, groups, device=device)).flatten(-2)
+    rest = torch.arange(groups * FAN, many, device=device).expand(*candidates.shape[:-1], -1)
+    candidates = torch.cat((candidates, rest), dim=-1)
+    best, place = scores.gather(-1, candidates).topk(top_k + 1)
+    return candidates.gather(-1, place[..., :top_k]), tied | (best[..., -1] == best[..., -2])
+
+
+def _last_of_equals(scores: Tensor, top_k: int) -> Tensor:
+    """``top_newest`` for rows (rows, many) in which entries tie for the last place."""
+    floor = scores.topk(top_k).values[:, -1:]
+    above = ~(scores <= floor)  # NaN counts as above, as it does for topk
+    equal = scores == floor
+    places = top_k - above.sum(-1, keepdim=True)
+    last_ones = equal.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= places
+    return (above | (equal & last_ones)).nonzero()[:, 1].view(-1, top_k)
 
 
 def best_first(scores: Tensor, ids: Tensor) -> Tensor:
@@ -78,20 +100,22 @@ def best_first(scores: Tensor, ids: Tensor) -> Tensor:
     return by_id.gather(-1, scores.gather(-1, by_id).argsort(dim=-1, descending=True, stable=True))
 
 
-def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int) -> Tensor:
-    """``best_ids`` for few keys: (pairs, tokens, top_k)."""
-    pieces = [keys[:, slots].to(query.dtype) for slots in _slots(held, keys.shape[1])]
-    scores = torch.cat([query @ piece.mT for piece in pieces], dim=-1)  # (pairs, tokens, held)
-    position = top_newest(scores, top_k)
+def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
+    """``best_ids`` where the scores of all keys are held at once: (pairs, tokens, top_k)."""
+    blocks = [block for slots in _slots(held, keys.shape[1]) for block in keys[:, slots].split(block_size or len(held), 1)]
+    scores = [query @ block.to(query.dtype).mT for block in blocks]  # each (pairs, tokens, some)
+    all_scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)  # (pairs, tokens, held)
+    position = top_newest(all_scores, top_k)
     ids = position + held.start
-    return ids.gather(-1, best_first(scores.gather(-1, position), ids))
+    return ids.gather(-1, best_first(all_scores.gather(-1, position), ids))
 
 
 def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
     """``best_ids`` for many keys: (pairs, tokens, top_k)."""
     pairs, tokens, _ = query.shape
-    group = 4 if len(held) <= 2**16 else 8 if len(held) <= 2**20 else 16
-    block = block_size or max(FAN * group, BLOCK_SCORES // (pairs * tokens))
+    group = GROUP
+    at_once = BLOCK_SCORES if query.device.type == "cpu" else 8 * BLOCK_SCORES  # fewer, larger kernels
+    block = block_size or max(FAN * group, at_once // (pairs * tokens))
     find_maxima = _group_maxima(query, group, max(1, block // group))
     scores = query.new_empty(pairs, tokens, 0)  # of the best groups so far
     firsts = torch.empty(pairs, tokens, 0, dtype=torch.int64, device=query.device)  # the first id of each
@@ -109,7 +133,7 @@ def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size
         for start in range(slots.start, slots.stop, WINDOW * group):
             some = keys[:, start : min(start + WINDOW * group, slots.stop)]
             maxima = find_maxima(some)  # (pairs, tokens, groups)
-            winners = _winners(maxima, top_k)  # (pairs, tokens, top_k)
+            winners = top_newest(maxima, top_k)  # (pairs, tokens, top_k)
             scores = torch.cat((scores, maxima.gather(-1, winners)), dim=-1)
             firsts = torch.cat((firsts, next_id + winners * group), dim=-1)
             stay = top_newest(scores, top_k)
@@ -130,7 +154,7 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
     pairs, tokens, _ = query.shape
     columns = query.mT.contiguous()  # (pairs, head_dim, tokens)
     block = query.new_empty(pairs * groups_at_once * group * tokens)
-    window = query.new_empty(pairs, tokens, WINDOW)
+    window = query.new_empty(pairs, tokens, WINDOW + PAD)
 
     def find(keys: Tensor) -> Tensor:
         groups = keys.shape[1] // group
@@ -144,19 +168,6 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
         return window[..., :groups]
 
     return find
-
-
-def _winners(scores: Tensor, top_k: int) -> Tensor:
-    """``top_newest`` of a long last axis, by a tournament of groups of groups."""
-    many, device = scores.shape[-1], scores.device
-    if many <= 2 * FAN * max(top_k, FAN):
-        return top_newest(scores, top_k)
-    whole = many // FAN * FAN
-    groups = _winners(scores[..., :whole].unflatten(-1, (-1, FAN)).amax(-1), top_k)
-    candidates = (groups.unsqueeze(-1) * FAN + torch.arange(FAN, device=device)).flatten(-2)
-    rest = torch.arange(whole, many, device=device).expand(*candidates.shape[:-1], -1)
-    candidates = torch.cat((candidates, rest), dim=-1)  # rising
-    return candidates.gather(-1, top_newest(scores.gather(-1, candidates), top_k))
 
 
 def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Tensor:
