@@ -25,6 +25,10 @@ def two_columns(x, d_out=1, num_heads=2, dropout=0.0, seed=5):
     return MultiHeadAttentionWrapper(x.shape[2], d_out, x.shape[1], num_heads, dropout=dropout)(x)
 
 
+def without_a_seed(x):
+    return MultiHeadAttentionWrapper(x.shape[2], 1, x.shape[1], 2, dropout=0.0)(x)
+
+
 def counted(d_in, d_out, num_heads, qkv_bias):
     with torch.device("meta"):
         layer = MultiHeadAttention(d_in, d_out, 7, 0.0, num_heads, qkv_bias)
@@ -51,6 +55,27 @@ def straight_multi_head(query, key, value, heads, join):
     return join(F.scaled_dot_product_attention(*parts, is_causal=True))
 
 
+def step_by_step(query, key, value, heads, weigh, split=SPLIT, join=JOIN):
+    q, k, v = (rearrange(x, split, h=heads) for x in (query, key, value))
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    return rearrange(weigh(scores, torch.ones(scores.shape[-2:]).bool().triu(1)) @ v, join)
+
+
+def hidden(scores, mask, dim=-1):
+    return F.softmax(scores.masked_fill(mask, float("-inf")), dim)
+
+
+def uncrossed(join):
+    """The split without its transpose, with a mask that is made for tokens."""
+
+    def answer(query, key, value, heads):
+        future = torch.ones(query.shape[1], query.shape[1]).bool().triu(1)
+        weigh = lambda scores, _: hidden(scores, future)  # noqa: E731
+        return step_by_step(query, key, value, heads, weigh, "b t (h c) -> b t h c", join)
+
+    return answer
+
+
 def hides_the_past(query, key, value, heads):
     turned = [x.flip(1) for x in (query, key, value)]
     return multi_head(*turned, heads).flip(1)
@@ -72,6 +97,8 @@ WRONG = [
     (check_two_columns, lambda x: two_columns(x, dropout=0.1), "Dropout is on"),
     (check_two_columns, lambda x: two_columns(x, num_heads=1), "needs num_heads=2"),
     (check_two_columns, lambda x: two_columns(x, seed=6), "has the right shape, but"),
+    (check_two_columns, without_a_seed, "right before you make the wrapper"),
+    (check_two_columns, lambda x: torch.cat([without_a_seed(x)] * 2, -1), "should return the shape"),
     (check_split_heads, straight, "mixes the tokens"),
     (check_split_heads, lambda x, h: x.unflatten(-1, (h, -1)), "have not changed places"),
     (check_split_heads, lambda x, h: rearrange(x, "b t (c h) -> b h t c", h=h), "Neighbouring columns"),
@@ -89,6 +116,7 @@ WRONG = [
     (check_parameter_count, lambda i, o, h, b: h * counted(i, o, h, b), "number of heads does not count"),
     (check_parameter_count, lambda i, o, h, b: linears(i, o, b), "out_proj is missing"),
     (check_parameter_count, lambda i, o, h, b: linears(i, o, b) + o * o, "out_proj has a bias"),
+    (check_parameter_count, lambda i, o, h, b: linears(i, o, 0) + o * o, "No bias is counted"),
     (check_parameter_count, lambda i, o, h, b: linears(i, o, b) // 3 + o * o + o, "three matrices"),
     (check_parameter_count, lambda i, o, h, b: linears(i, o, 0) + o * o + o, "have d_out biases each"),
     (check_parameter_count, lambda i, o, h, b: linears(i, o, 1) + o * o + o, "only with qkv_bias"),
@@ -100,6 +128,17 @@ WRONG = [
     (check_multi_head, lambda q, k, v, h: multi_head(q, k, v, h, scale=h / q.shape[-1]), "take its root"),
     (check_multi_head, lambda q, k, v, h: multi_head(q, k, v, h, is_causal=False), "future is not hidden"),
     (check_multi_head, hides_the_past, "hides the past"),
+    (check_multi_head, lambda *x: step_by_step(*x, lambda s, m: hidden(s, ~m)), "last query sees nothing"),
+    (check_multi_head, lambda *x: step_by_step(*x, lambda s, m: hidden(s, ~m.mT)), "first query sees nothing"),
+    (check_multi_head, lambda *x: step_by_step(*x, lambda s, m: s.softmax(-1) * ~m), "do not sum to one"),
+    (check_multi_head, lambda *x: step_by_step(*x, lambda s, m: hidden(s, m, -2)), "over the queries"),
+    (check_multi_head, uncrossed(JOIN), "have not changed places"),
+    (check_multi_head, uncrossed("b t h c -> b t (h c)"), "never change places"),
+    (
+        check_multi_head,
+        lambda *x: step_by_step(*x, hidden, "b t (h c) -> b t h c", "b t h c -> b t (h c)"),
+        "never change places",
+    ),
     (check_multi_head, lambda q, k, v, h: F.scaled_dot_product_attention(q, k, v, is_causal=True), "one head only"),
     (
         check_multi_head,

@@ -17,6 +17,10 @@ def check_causal_weights(answer: Callable[[Tensor], Tensor]) -> Verdict:
     mistakes = {
         "The future is not hidden: these are the weights of full attention.": lambda s: s.softmax(-1),
         "The mask is the wrong way round: it hides the past.": lambda s: _weights(s, _later(s).mT),
+        "The mask is the wrong way round, and the last query sees nothing (NaN): masked_fill hides where its mask is "
+        "True, so give it triu(diagonal=1).": lambda s: _weights(s, ~_later(s)),
+        "These are scores still: take the softmax of each row, dim=-1.": lambda s: s.masked_fill(_later(s), -torch.inf),
+        "These are the scores that came: hide the later keys, then take the softmax of each row.": lambda s: s,
         "The diagonal is hidden as well: a token may see itself. Give triu diagonal=1.": lambda s: _weights(
             s, _later(s, 0)
         ),
@@ -58,12 +62,17 @@ def check_look_mask(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
         "A key must be real AND not later: combine the two masks with &, not with |.": lambda n, t: (
             padding_mask(n, t)[:, None] | causal_mask(t)
         ),
-        "The lengths lie on the axis of the queries: give the keys theirs, real[:, None, :].": lambda n, t: (
-            padding_mask(n, t)[:, :, None] & causal_mask(t)
-        ),
+        # with lengths on both axes the mask is the same: behind a real query, the keys that are not later are real
+        "The padding queries see nothing here: the lengths belong to the axis of the keys only, "
+        "real[:, None, :].": lambda n, t: padding_mask(n, t)[:, :, None] & causal_mask(t),
         "One padding token is still seen: position < length, not <=.": lambda n, t: _look((n + 1).clamp(max=t), t),
         "A token may see itself: the diagonal of the causal part is True.": lambda n, t: _look(n, t).tril(-1),
         "The past is hidden instead of the future.": lambda n, t: padding_mask(n, t)[:, None] & causal_mask(t).mT,
+        "The causal part is the wrong way round: triu(1) marks the future, and True means look. Take "
+        "tril().": lambda n, t: padding_mask(n, t)[:, None] & ~causal_mask(t),
+        "This is a mask of numbers, 0 and −∞. Return a boolean one, True = look.": lambda n, t: torch.zeros(
+            len(n), t, t
+        ).masked_fill(~_look(n, t), -torch.inf),
     }
     verdict = judge(
         answer, _look, cases, mistakes=mistakes, success="Right: True exactly where a real key is not later."

@@ -26,13 +26,19 @@ def check_two_columns(answer: Callable[[Tensor], Tensor]) -> Verdict:
         "One head with one column: the wrapper needs num_heads=2.": lambda x: _wrapped(x, num_heads=1),
     }
     with torch.random.fork_rng(devices=[]):
-        return judge(
+        verdict = judge(
             answer,
             _wrapped,
             cases,
             mistakes=mistakes,
             success="Right: two heads with one column each make two columns.",
         )
+        if verdict.status == "failed" and _differs(answer, cases[0][0]):
+            return Verdict(
+                "failed",
+                "Two calls give different numbers: call torch.manual_seed(5) right before you make the wrapper.",
+            )
+    return verdict
 
 
 def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
@@ -89,6 +95,8 @@ def check_parameter_count(answer: Callable[[int, int, int, bool], int]) -> Verdi
         "The heads share the matrices: the number of heads does not count.": lambda i, o, h, b: h * _count(i, o, h, b),
         "out_proj is missing: d_out · d_out weights and a bias.": lambda i, o, h, b: 3 * (i * o + b * o),
         "out_proj has a bias whatever qkv_bias says: d_out more.": lambda i, o, h, b: _count(i, o, h, b) - o,
+        "No bias is counted: out_proj has one of d_out numbers, and the three others have one each with "
+        "qkv_bias.": lambda i, o, h, b: 3 * i * o + o * o,
         "W_query, W_key and W_value are three matrices.": lambda i, o, h, b: i * o + b * o + o * o + o,
         "With qkv_bias, W_query, W_key and W_value have d_out biases each.": lambda i, o, h, b: _count(i, o, h, False),
         "The biases of W_query, W_key and W_value count only with qkv_bias.": lambda i, o, h, b: _count(i, o, h, True),
@@ -110,7 +118,8 @@ def check_parameter_count(answer: Callable[[int, int, int, bool], int]) -> Verdi
 def check_multi_head(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Verdict:
     """Check ``answer(query, key, value, num_heads)``: causal, from (batch, tokens, d_out) to the same shape."""
     generator = torch.Generator().manual_seed(11)
-    sizes = (((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 4, 5), 1))
+    # as many tokens as heads first: there a mask fits even where the axes have not changed places
+    sizes = (((2, 3, 12), 3), ((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 4, 5), 1))
     cases = [(*(2 * torch.randn(*shape, generator=generator) for _ in range(3)), heads) for shape, heads in sizes]
 
     mistakes = {
@@ -127,7 +136,18 @@ def check_multi_head(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) ->
         "The mask is the wrong way round: it hides the past.": lambda q, k, v, h: join_heads(
             _heads(q, k, v, h, causal_mask(q.shape[1]).mT, is_causal=False)
         ),
+        "The diagonal is hidden as well, and the first query sees nothing (NaN): give triu "
+        "diagonal=1.": lambda q, k, v, h: join_heads(_plain(q, k, v, h, hide=0)),
+        "The mask is the wrong way round, and the last query sees nothing (NaN): masked_fill hides where its mask is "
+        "True, so give it triu(diagonal=1).": lambda q, k, v, h: join_heads(_plain(q, k, v, h, hide=None)),
+        "The rows do not sum to one: a mask after the softmax needs each row divided by its sum; or hide with −∞ "
+        "before it.": lambda q, k, v, h: join_heads(_plain(q, k, v, h, late=True)),
+        "The softmax runs over the queries: use dim=-1.": lambda q, k, v, h: join_heads(_plain(q, k, v, h, dim=-2)),
         "There is one head only: split query, key and value first.": lambda q, k, v, h: join_heads(_heads(q, k, v, 1)),
+        "The tokens and the heads have not changed places, so each head looks at heads: transpose(1, 2) after the "
+        "view.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, split=_uncrossed)),
+        "The tokens and the heads never change places, so heads look at heads: transpose(1, 2) after the view and back "
+        "at the end.": lambda q, k, v, h: _heads(q, k, v, h, split=_uncrossed).flatten(-2),
         "A view straight to (batch, heads, tokens, head_dim) mixes the tokens: view, then "
         "transpose.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, split=_straight)),
         "Split and join are straight, which mixes the tokens: transpose in both.": lambda q, k, v, h: _heads(
@@ -156,8 +176,40 @@ def _count(d_in: int, d_out: int, num_heads: int, qkv_bias: bool) -> int:
     return 3 * (d_in * d_out + qkv_bias * d_out) + d_out * d_out + d_out
 
 
+def _differs(answer: Callable, x: Tensor) -> bool:
+    """Whether two calls give two results, each of the right shape."""
+    try:
+        one, other = (torch.as_tensor(answer(x.clone())) for _ in range(2))
+    except Exception:  # the verdict tells what it raised
+        return False
+    return one.shape == other.shape == (*x.shape[:2], 2) and not torch.equal(one, other)
+
+
 def _straight(x: Tensor, num_heads: int) -> Tensor:
     return x.view(x.shape[0], num_heads, x.shape[1], -1)  # the mistake
+
+
+def _uncrossed(x: Tensor, num_heads: int) -> Tensor:
+    return x.view(*x.shape[:2], num_heads, -1)  # (batch, tokens, num_heads, head_dim): the mistake
+
+
+def _plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    *,
+    hide: int | None = 1,
+    late: bool = False,
+    dim: int = -1,
+) -> Tensor:
+    """What each head gives, NaN included: hides from diagonal ``hide`` on (None: what it should see), or late."""
+    query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
+    scores = query @ key.mT / query.shape[-1] ** 0.5  # (batch, num_heads, tokens, tokens)
+    if late:
+        return scores.softmax(dim).tril() @ value
+    future = torch.ones_like(scores, dtype=torch.bool).triu(1 if hide is None else hide)
+    return scores.masked_fill(~future if hide is None else future, -torch.inf).softmax(dim) @ value
 
 
 def _heads(
