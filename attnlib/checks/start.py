@@ -9,14 +9,15 @@ from attnlib.checks._judge import Verdict, judge
 
 def check_weighted_average(answer: Callable) -> Verdict:
     """Exercise 1 of notebook 00: ``answer(weights, values)`` is Σ_j weights_j · values_j."""
-    cases = [
+    cases = [  # the first is square, so that mistakes with the axes run and can be named
+        (torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(16.0).reshape(4, 4) ** 2),
         (torch.tensor([0.25, 0.75]), torch.tensor([[4.0, 0.0, 8.0], [0.0, 4.0, 4.0]])),
         (torch.tensor([0.5, 0.2, 0.3]), torch.arange(15.0).reshape(3, 5)),
-        (torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(16.0).reshape(4, 4) ** 2),
     ]
     mistakes = {
         "This is the plain mean: the weights are not used.": lambda weights, values: values.mean(0),
         "The values are weighted, but not yet summed over the tokens.": lambda w, values: w[:, None] * values,
+        "weights * values weights the columns, and nothing is summed yet.": lambda w, values: w * values,
         "This weights the columns: row j of values belongs to weight j.": lambda weights, values: values @ weights,
         "Divided by the number of tokens: the weights already sum to one.": lambda w, values: w @ values / len(w),
     }
@@ -26,20 +27,45 @@ def check_weighted_average(answer: Callable) -> Verdict:
 
 def check_same(answer: Callable) -> Verdict:
     """Exercise 2 of notebook 00: ``answer(a, b)`` is True where no entry differs by more than 1e-5."""
-    one = torch.ones(2, 3)
+    one, many, large = torch.ones(2, 3), torch.ones(40, 50), torch.full((2, 3), 100.0)
     off = one.clone()
     off[1, 2] = 1.001
+    cancels = one.clone()
+    cancels[0, 0], cancels[0, 1] = 2.0, 0.0
+    hidden = many.clone()
+    hidden[3, 4] = 1.00005
     cases = [(one, one + 1e-7), (one, one.clone()), (one, off), (off, one), (one - 5, one), (one, one - 5)]
+    cases += [(one, cancels), (many, hidden), (large, large + 5e-4), (one, one + 4e-5)]
     mistakes = {
-        "It calls any a below b the same: take the absolute value first.": lambda a, b: bool((a - b).max() < 1e-5),
-        "It calls any a above b the same: take the absolute value first.": lambda a, b: bool((b - a).max() < 1e-5),
-        "It asks for equal bits; rounding in the last digit must pass.": lambda a, b: torch.equal(a, b),
+        "It calls any a below b the same: take the absolute value first.": lambda a, b: bool((a - b).max() <= 1e-5),
+        "It calls any a above b the same: take the absolute value first.": lambda a, b: bool((b - a).max() <= 1e-5),
+        "It asks for equal bits; rounding in the last digit must pass.": torch.equal,
         "A mean hides one wrong entry among many right ones: ask for the largest difference.": lambda a, b: bool(
-            (a - b).abs().mean() < 1e-3
+            (a - b).abs().mean() <= 1e-5
+        ),
+        "Differences above and below zero cancel: take the absolute value of each, then the largest.": lambda a, b: (
+            bool((a - b).sum().abs() <= 1e-5)
+        ),
+        "A difference of means cancels what lies above and below: take the absolute value of each difference, then the "
+        "largest.": lambda a, b: bool((a.mean() - b.mean()).abs() <= 1e-5),
+        "The smallest difference says nothing of the others: ask for the largest.": lambda a, b: bool(
+            (a - b).abs().min() <= 1e-5
+        ),
+        "torch.allclose also allows a share of the numbers' size: pass rtol=0 and atol=1e-5.": torch.allclose,
+        "True and False are swapped.": lambda a, b: bool((a - b).abs().max() > 1e-5),
+        "This is the difference; compare it with the bound.": lambda a, b: (a - b).abs().max(),
+        "The bound is too wide: an entry that differs by 0.00004 must fail.": lambda a, b: bool(
+            (a - b).abs().max() <= 1e-4
         ),
         "It always says True: it cannot fail, so it tests nothing.": lambda a, b: True,
     }
     success = "Right: rounding passes, and one wrong entry fails."
+    try:
+        answer(torch.zeros(2), torch.ones(2))
+    except AssertionError:
+        return Verdict("failed", "An assertion raises where tensors differ; return True or False yourself.")
+    except Exception:  # the judge says what was raised
+        pass
     return judge(answer, lambda a, b: bool((a - b).abs().max() <= 1e-5), cases, mistakes=mistakes, success=success)
 
 
