@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HUGE = 2.0**96  # exp2(−HUGE / 4) is 0 in every dtype, and 2**22 · HUGE is finite in float32
+HUGE = 2.0**96  # exp2(−HUGE / 4) is 0 in every dtype, and 2**24 · HUGE is finite in float32
 LOG2_E = math.log2(math.e)
-FAR = 2.0**23  # the code of padding and of places that no token fills
 MOST = 2**22  # codes stay below
 SCORES = {"cpu": 2**18}  # scores in a block: what a core's cache holds
-SCORES_ELSEWHERE = 2**24  # what keeps an accelerator busy
+SCORES_ELSEWHERE = 2**23  # what keeps an accelerator busy
 
 
 class Rule(NamedTuple):
@@ -71,6 +70,7 @@ class SortedHeads:
         self.group = min(self.num_heads, max(1, min(block // self.chunks, MOST // span)))
         self.block = min(block, self.group * self.chunks)
         self.span = span
+        self.far = 2.0 * (self.group + 1) * span  # the code of padding and of places that no token fills
         # Row 0 of the table stands for a place that no token fills: zeros, seen by nobody.
         self.table = self.new(1 + self.group * self.tokens, self.head_dim + self.value_dim)
         self.table[0] = 0.0
@@ -144,8 +144,8 @@ class SortedHeads:
     def _in_places(self, code: Tensor) -> Tensor:
         code = code.to(self.dtype)
         if self.real is not None:
-            code = code.masked_fill(~self.real[self.heads][:, None], FAR)
-        return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=FAR) * HUGE  # (num_hashes, 1 + count · tokens)
+            code = code.masked_fill(~self.real[self.heads][:, None], self.far)
+        return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=self.far) * HUGE  # (num_hashes, 1 + count · tokens)
 
     def windows(self, rows: Tensor) -> Tensor:
         """Each chunk but the first, with its neighbour before it, as an overlapping view: (chunks − 1, 2c, …)."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from attnlib._checks import check_count, check_shape, check_tensor
 
 PROJECTED = {"cpu": 2**18}  # projections held at a time: what a core's cache holds
-PROJECTED_ELSEWHERE = 2**26
+PROJECTED_ELSEWHERE = 2**23  # what keeps an accelerator busy
 HUGE = 2.0**126
 
 
@@ -127,7 +127,7 @@ def _largest(projected: Tensor) -> Tensor:
     return (first + half * ~forward[..., 0]).nan_to_num(0.0).to(torch.int64).clamp_(0, 2 * half - 1)
 
 
-def check_rotations(rotations: object, vectors: Tensor, name: str) -> None:
+def check_rotations(rotations: Tensor, vectors: Tensor, name: str) -> None:
     """Directions that fit vectors (batch, heads, tokens, head_dim), which the caller knows as `name`."""
     check_tensor("rotations", rotations)
     heads, head_dim = vectors.shape[1], vectors.shape[3]
