@@ -63,6 +63,10 @@ def test_the_role_of_an_axis_and_its_reason(equation, shapes, roles, reason):
     assert reason in axis.why
 
 
+def test_axes_come_in_the_order_of_the_loops():
+    assert [axis.name for axis in explain_einsum("jz,ijk->ki", (3, 7), (2, 3, 5)).axes] == ["k", "i", "j", "z"]
+
+
 def test_places_say_tensor_and_position():
     axis = next(axis for axis in explain_einsum(SCORES, *SHAPES).axes if axis.name == "heads")
     assert (axis.size, axis.places) == (3, (("A", 2), ("B", 2), ("output", 1)))
@@ -393,6 +397,17 @@ def test_warnings(equation, shapes, sentence):
 )
 def test_no_warning_without_a_reason(equation, shapes):
     assert explain_einsum(equation, *shapes).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "equation", ["seq_q seq_k -> seq_q", "dims dims2 -> dims", "left d, lest d -> left lest", "dim dims -> dim dims",
+                 "row raw -> row"],
+)  # fmt: skip
+def test_names_that_are_alike_on_purpose_or_short_are_no_slip(equation):
+    names = dict(zip(dict.fromkeys(equation.replace("->", "").replace(",", "").split()), (2, 3, 5)))
+    shapes = [tuple(names[name] for name in term.split()) for term in equation.split("->")[0].split(",")]
+    slips = [warning for warning in explain_einsum(equation, *shapes).warnings if "slip" in warning]
+    assert bool(slips) == (equation.startswith("dim dims"))
 
 
 # How it shows itself
