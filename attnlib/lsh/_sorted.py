@@ -127,13 +127,13 @@ class SortedHeads:
 
     def _codes(self) -> tuple[Tensor, Tensor]:
         """Two codes of each token, (count, num_hashes, tokens): ``own`` decides who is visible in a round's own windows
-        and ``code`` for any pair. Heads lie far apart."""
+        and ``code`` for any pair of one head."""
         rule, slot, buckets = self.rule, self.slot[self.heads], self.buckets[self.heads]
         head = torch.arange(self.count, device=slot.device)[:, None, None]
         if rule.is_causal and not rule.across_buckets:
             code = slot + buckets * rule.chunk_size + head * self.span
             return code, code
-        code = slot // rule.chunk_size + head * self.span
+        code = slot // rule.chunk_size  # heads are told apart by their own codes
         if not rule.across_buckets:
             return buckets + head * self.span, code + 2 * buckets
         if rule.is_causal:
