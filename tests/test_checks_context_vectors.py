@@ -6,6 +6,11 @@ import torch.nn.functional as F
 
 from attnlib.checks import check_context_vectors, check_cosine_context, check_scores, check_softmax
 
+
+def stable(scores):
+    return (scores - scores.amax(-1, keepdim=True)).exp()
+
+
 CHECKS = [check_scores, check_softmax, check_context_vectors, check_cosine_context]
 
 
@@ -59,6 +64,10 @@ WRONG = [
     (check_softmax, lambda s: s / s.sum(-1, keepdim=True), "without exp"),
     (check_softmax, lambda s: s.exp() / s.exp().sum(), "One sum"),
     (check_softmax, lambda s: s.exp() / s.exp().sum(-1), "keepdim=True"),
+    (check_softmax, lambda s: stable(s) / stable(s).sum(-1), "missing from the sum"),
+    (check_softmax, lambda s: stable(s) / stable(s).sum(), "sum over dim=-1"),
+    (check_softmax, lambda s: s.softmax(1), "before the last one"),
+    (check_context_vectors, lambda x: (x @ x.T).softmax(-1) @ x, "use .mT instead"),
     (check_softmax, lambda s: s.exp(), "Not divided"),
     (check_softmax, lambda s: (s - s.amax(-1, keepdim=True)).exp(), "less the largest"),
     (check_softmax, lambda s: s.log_softmax(-1), "logarithm"),

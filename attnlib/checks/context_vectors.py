@@ -49,10 +49,10 @@ def check_softmax(answer: Callable) -> Verdict:
     draw = torch.Generator().manual_seed(12)
     small = torch.randn(4, 4, generator=draw)
     cases = [
-        (torch.randn(5, generator=draw),),
         (small,),
         (torch.randn(3, 5, generator=draw),),
         (torch.randn(2, 3, 5, generator=draw),),
+        (torch.randn(5, generator=draw),),
         (100 * torch.randn(3, 5, generator=draw) + 200,),
         (torch.tensor([[-1000.0, -1001.0, -1002.0], [1000.0, 1001.0, 1002.0]]),),
     ]
@@ -85,6 +85,12 @@ def check_softmax(answer: Callable) -> Verdict:
             "Each column is divided by the sum of a row: add keepdim=True to the sum.": lambda scores: (
                 scores.exp() / scores.exp().sum(-1)
             ),
+            "Each column is divided by the sum of a row: keepdim=True is missing from the sum.": lambda scores: (
+                _less_maximum(scores) / _less_maximum(scores).sum(-1)
+            ),
+            "One sum is taken over everything: sum over dim=-1, with keepdim=True.": lambda scores: (
+                _less_maximum(scores) / _less_maximum(scores).sum()
+            ),
         },
         success="Right, for scores of any size: every row sums to one.",
     )
@@ -94,7 +100,7 @@ def check_context_vectors(answer: Callable) -> Verdict:
     """Judge ``answer(tokens)``: the context vectors of tokens (…, tokens, d_in), without trained weights or scale."""
     draw = torch.Generator().manual_seed(13)
     cases = [(torch.randn(*shape, generator=draw),) for shape in ((5, 3), (4, 4), (7, 2, 3), (2, 3, 7, 5))]
-    return judge(
+    verdict = judge(
         answer,
         lambda x: _scores(x).softmax(-1) @ x,
         cases,
@@ -103,7 +109,9 @@ def check_context_vectors(answer: Callable) -> Verdict:
             "Right for one sentence, but with a batch this softmax runs over the queries: dim=-1 is the last axis "
             "always, dim=1 only of a matrix.": lambda x: _scores(x).softmax(1) @ x,
             "The columns of these weights sum to one, not the rows: softmax must run over the keys, dim=-1, and its "
-            "result must not be transposed.": lambda x: _scores(x).softmax(-2) @ x,
+            "result must not be transposed; or keepdim=True is missing from its sum.": lambda x: (
+                _scores(x).softmax(-2) @ x
+            ),
             "Softmax runs over the first axis: it must run over the keys, dim=-1.": lambda x: _scores(x).softmax(0) @ x,
             "The scores are divided by √d_in: that comes in notebook 02. Here the plain dot product is asked "
             "for.": lambda x: (_scores(x) / x.shape[-1] ** 0.5).softmax(-1) @ x,
@@ -112,6 +120,9 @@ def check_context_vectors(answer: Callable) -> Verdict:
         },
         success="Right, for one sentence and for a batch of them.",
     )
+    if "raised RuntimeError" in verdict.message and judge(answer, lambda x: _scores(x).softmax(-1) @ x, cases[:2]):
+        return Verdict("failed", "Right for one sentence. With a batch, .T turns all the axes round: use .mT instead.")
+    return verdict
 
 
 def check_cosine_context(answer: Callable) -> Verdict:
@@ -151,6 +162,10 @@ def check_cosine_context(answer: Callable) -> Verdict:
 
 def _scores(x: Tensor) -> Tensor:
     return x @ x.mT  # (…, tokens, tokens)
+
+
+def _less_maximum(scores: Tensor) -> Tensor:
+    return (scores - scores.amax(-1, keepdim=True)).exp()
 
 
 def _softmax_less_global_maximum(scores: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlib.checks._judge import Verdict, judge
-from attnlib.self_attention import SelfAttention_v1
+from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2
 
 
 def check_scaled_weights(answer: Callable) -> Verdict:
@@ -27,6 +27,10 @@ def check_scaled_weights(answer: Callable) -> Verdict:
             ).softmax(-1),
             "The scores are divided by head_dim itself: take its square root.": lambda q, k: (
                 q @ k.T / q.shape[-1]
+            ).softmax(-1),
+            "d ** 1 / 2 is half of d in Python: write d ** 0.5.": lambda q, k: (q @ k.T / q.shape[-1] / 2).softmax(-1),
+            "The divisor is always √2: it must be √head_dim of the query that comes.": lambda q, k: (
+                q @ k.T / 2**0.5
             ).softmax(-1),
             "The division comes after softmax, so the rows no longer sum to one: divide the scores.": lambda q, k: (
                 (q @ k.T).softmax(-1) / q.shape[-1] ** 0.5
@@ -78,6 +82,12 @@ def check_self_attention(answer: Callable) -> Verdict:
             "The weights average the keys: average the values, x @ W_value.": lambda x, q, k, v: (
                 _weights(x @ q, x @ k) @ (x @ k)
             ),
+            "Queries are compared with queries: the scores are query @ key.T.": lambda x, q, k, v: _self_attention(
+                x, q, q, v
+            ),
+            "The weights are transposed: row i must belong to query i.": lambda x, q, k, v: (
+                _weights(x @ q, x @ k).T @ (x @ v)
+            ),
             "The weight matrices are transposed: here they have shape (d_in, d_out), so x @ W.": lambda x, q, k, v: (
                 _self_attention(x, q.T, k.T, v.T)
             ),
@@ -108,6 +118,9 @@ def check_linear(answer: Callable) -> Verdict:
             "The weight is not transposed. It has shape (d_out, d_in), so x @ weight only runs where both are equal, "
             "and is wrong even there.": lambda x, weight, bias: x @ weight + bias,
             "The bias is missing.": lambda x, weight, bias: x @ weight.T,
+            "The result is transposed: a row for each token, so x @ weight.T.": lambda x, weight, bias: (
+                weight @ x.mT + bias
+            ),
             "The bias is missing, and the weight is not transposed.": lambda x, weight, bias: x @ weight,
             "The bias is added to the weight, which makes another weight. Add it after the product.": (
                 lambda x, weight, bias: x @ (weight.T + bias)
@@ -138,6 +151,10 @@ def check_v2_from_v1(answer: Callable) -> Verdict:
         v2 = answer(v1)
         if v2 is None or v2 is Ellipsis:
             return None
+        if not isinstance(v2, SelfAttention_v2):
+            raise TypeError("return a new SelfAttention_v2, not v1 itself or something else")
+        if v2.W_query.bias is not None:
+            raise ValueError("v1 has no bias here, so make v2 with qkv_bias=False")
         with torch.no_grad():
             for parameter in v1.parameters():
                 parameter.zero_()  # v2's own weights do not notice
