@@ -102,7 +102,9 @@ def best_first(scores: Tensor, ids: Tensor) -> Tensor:
 
 def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
     """``best_ids`` where the scores of all keys are held at once: (pairs, tokens, top_k)."""
-    blocks = [block for slots in _slots(held, keys.shape[1]) for block in keys[:, slots].split(block_size or len(held), 1)]
+    blocks = [
+        block for slots in _slots(held, keys.shape[1]) for block in keys[:, slots].split(block_size or len(held), 1)
+    ]
     scores = [query @ block.to(query.dtype).mT for block in blocks]  # each (pairs, tokens, some)
     all_scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)  # (pairs, tokens, held)
     position = top_newest(all_scores, top_k)
