@@ -4,9 +4,9 @@
 
 512 queries of 64 numbers, the best 32 of 8 K to 1 M keys. Before anything is timed, both must have found the same ids
 in the same order. ``KVMemory.search`` brings back keys and values as well as ids and scores; faiss brings back ids and
-scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block that is used again
-and again. "at once" is ``query @ keys.T``, which has to find room for all scores. Medians of rounds in which all take
-turns; on a busy machine ``--clock cpu`` counts the time of one thread on the processor instead.
+scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block that is used
+again and again. "at once" is ``query @ keys.T``, which has to find room for all scores. Medians of rounds in which all
+take turns; on a busy machine ``--clock cpu`` counts the time of one thread on the processor instead.
 """
 
 import argparse
