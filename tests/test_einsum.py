@@ -251,7 +251,9 @@ def test_words_mean_what_einops_means(pattern):
         torch.testing.assert_close(explain_einsum(*arguments).run_loops(), want)
 
 
-@pytest.mark.parametrize("axes", [([0, 1], [1, 2], [2, 0]), ([1, 0], [0, 2]), ([..., 3, 0], [0, ...], [..., 3])])
+@pytest.mark.parametrize(
+    "axes", [([0, 1], [1, 2], [2, 0]), ([1, 0], [0, 2]), ([2, 0], [0, 1]), ([..., 3, 0], [0, ...], [..., 3])]
+)
 def test_lists_of_numbers_mean_what_torch_means(axes):
     a, b = numbers(2, 3), numbers(3, 5) if axes[0] == [0, 1] else numbers(3, 2)
     arguments = (a, axes[0], b, axes[1], *axes[2:])
@@ -350,7 +352,13 @@ def test_the_shapes_decide_between_letters_and_words(arguments, spelling):
     assert explanation.verify()
 
 
+def test_where_both_fit_the_place_of_the_equation_decides():
+    assert explain_einsum("ab ... -> ab ...", (2, 3, 5)).spelling == "letters"
+    assert explain_einsum((2, 3, 5), "ab ... -> ab ...").spelling == "words"
+
+
 def test_a_second_way_to_read_it_is_said():
+    assert "torch.einsum would read it otherwise" in explain_einsum("time, time ->", (3,), (3,)).warnings[0]
     explanation = explain_einsum("ab ... -> ab ...", (2, 3))
     assert any("would read it otherwise" in warning for warning in explanation.warnings)
     for arguments in (("ij,jk->ik", (2, 3), (3, 5)), (SCORES, *SHAPES), ("i j, j k -> i k", (2, 3), (3, 5))):
