@@ -153,6 +153,19 @@ def test_ids_count_on_after_clear_and_after_the_ring_has_turned():
     assert memory.search(torch.ones(1, 1, 1, 1), 2).ids.flatten().tolist() == [5, -1]
 
 
+@pytest.mark.parametrize("tokens", [2, 3, 4, 7])
+def test_more_tokens_than_capacity_keep_the_last_and_no_more_hits_than_memories(tokens):
+    memory = KVMemory(capacity=3, num_heads=1, head_dim=1)
+    key = torch.arange(1.0, tokens + 1).view(1, 1, tokens, 1)
+    memory.add(key, -key)
+    hits = memory.search(torch.ones(1, 1, 1, 1), top_k=5)
+    kept = list(range(tokens, max(0, tokens - 3), -1))
+    missing = 5 - len(kept)
+    assert hits.scores.flatten().tolist() == kept + [-torch.inf] * missing
+    assert hits.values.flatten().tolist() == [-number for number in kept] + [0] * missing
+    assert hits.ids.flatten().tolist() == [number - 1 for number in kept] + [-1] * missing
+
+
 # What published memories get wrong, one test for each
 
 

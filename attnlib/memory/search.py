@@ -105,7 +105,7 @@ def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int, block_size
     blocks = [
         block for slots in _slots(held, keys.shape[1]) for block in keys[:, slots].split(block_size or len(held), 1)
     ]
-    scores = [query @ block.to(query.dtype).mT for block in blocks]  # each (pairs, tokens, some)
+    scores = [query @ some.to(query.dtype).mT for some in blocks]  # each (pairs, tokens, some)
     all_scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)  # (pairs, tokens, held)
     position = top_newest(all_scores, top_k)
     ids = position + held.start
