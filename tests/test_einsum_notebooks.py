@@ -14,6 +14,7 @@ from attnlib.einsum.parse import Equation, parse
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PATHS = [path for path in sorted(FOLDER.glob("*.ipynb")) if 5 <= int(path.stem[:2]) <= 8]
 FUNCTIONS = ("einsum", "explain_einsum")
+MOVERS = ("rearrange", "reduce", "repeat")  # of einops: their patterns only move axes
 SIZES = (2, 3, 5, 7, 4, 6, 1, 1)  # distinct, and small enough for loops in Python
 
 
@@ -43,21 +44,29 @@ def equations(path: Path) -> set[tuple[str, bool, bool]]:
     found = set()
     for cell in cells:
         catches = "except" in cell.source
-        for node in ast.walk(python_of(cell)):
+        tree = python_of(cell)
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        moved = {id(arg) for call in calls if getattr(call.func, "id", "") in MOVERS for arg in call.args}
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
                 if name in FUNCTIONS:
                     of_torch = isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "torch"
                     found |= {(text, of_torch, catches) for arg in node.args for text in texts(arg, constants)}
             # equations in a list or dictionary, or returned as the answer of an exercise
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and looks_like_one(node.value):
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and id(node) not in moved
+                and looks_like_one(node.value)
+            ):
                 found.add((node.value, False, catches))
     return found
 
 
 def looks_like_one(text: str) -> bool:
-    """Names, commas, an arrow and nothing else: no parentheses, which are rearrange's."""
-    return bool(re.fullmatch(r"[\w ,.]+->[\w .]*", text))
+    """Names, commas, an arrow and nothing else: no parentheses and no numbers, which are rearrange's."""
+    return bool(re.fullmatch(r"[\w ,.]+->[\w .]*", text)) and not re.search(r"(?<!\w)\d", text)
 
 
 def read(text: str, of_torch: bool) -> Equation:
