@@ -53,6 +53,24 @@ def check_mask(name: str, mask: object, shape: tuple[int, ...], device: torch.de
         raise ValueError(f"{name} must broadcast to ({axes}); got {tuple(mask.shape)}")
 
 
+def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0) -> None:
+    """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        check_tensor(name, tensor)
+    check_shape("query", query, "... q_tokens head_dim")
+    check_shape("key", key, "... kv_tokens head_dim", {"head_dim": query.shape[-1]})
+    check_shape("value", value, "... kv_tokens value_dim", {"kv_tokens": key.shape[-2]})
+    check_same(query=query, key=key, value=value)
+    check_probability("dropout_p", dropout_p)
+    try:
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    except RuntimeError:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
+        raise ValueError(f"query, key and value must have leading axes that broadcast; got {shapes}") from None
+    if mask is not None:
+        check_mask("mask", mask, (*leading, query.shape[-2], key.shape[-2]), query.device)
+
+
 def check_input(x: Tensor, weight: Tensor, d_in: int, context_length: int | None = None) -> None:
     """What comes in at a module's door: (batch, tokens, d_in) or (tokens, d_in), like the module's own `weight`."""
     check_tensor("x", x)

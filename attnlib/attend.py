@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlib._checks import check_mask, check_probability, check_same, check_shape, check_tensor
+from attnlib._checks import check_qkv, check_same, check_tensor
 from attnlib.masks import causal_mask
 
 
@@ -66,7 +66,7 @@ def attend(
     >>> round(logsumexp.item(), 4)                                           # log(1 + e)
     1.3133
     """
-    _check_qkv(query, key, value, mask, dropout_p)
+    check_qkv(query, key, value, mask, dropout_p)
     scores = _scores(query, key, mask, is_causal, scale)  # (…, q_tokens, kv_tokens)
     weights, logsumexp = _softmax(scores)
     weights = F.dropout(weights, dropout_p)
@@ -93,7 +93,7 @@ def attention_weights(
     >>> attention_weights(torch.tensor([[0.0, 2**0.5]]), torch.eye(2))
     tensor([[0.2689, 0.7311]])
     """
-    _check_qkv(query, key, key, mask, 0.0)
+    check_qkv(query, key, key, mask)
     return _softmax(_scores(query, key, mask, is_causal, scale))[0].to(query.dtype)
 
 
@@ -120,7 +120,7 @@ def attention(
     >>> attention(torch.tensor([[0.0, 2**0.5]]), eye, eye)
     tensor([[0.2689, 0.7311]])
     """
-    _check_qkv(query, key, value, mask, dropout_p)
+    check_qkv(query, key, value, mask, dropout_p)
     if mask is not None and is_causal:  # the fused kernel takes one of the two
         mask = mask & causal_mask(query.shape[-2], key.shape[-2], device=query.device)
         is_causal = False
@@ -195,23 +195,6 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     total = total.masked_fill(empty, 1.0)
     logsumexp = (total.log() + top.to(logsumexp_dtype(scores))).masked_fill(empty, -torch.inf)
     return exponentials / total, logsumexp.squeeze(-1)
-
-
-def _check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float) -> None:
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_tensor(name, tensor)
-    check_shape("query", query, "... q_tokens head_dim")
-    check_shape("key", key, "... kv_tokens head_dim", {"head_dim": query.shape[-1]})
-    check_shape("value", value, "... kv_tokens value_dim", {"kv_tokens": key.shape[-2]})
-    check_same(query=query, key=key, value=value)
-    check_probability("dropout_p", dropout_p)
-    try:
-        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    except RuntimeError:
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
-        raise ValueError(f"query, key and value must have leading axes that broadcast; got {shapes}") from None
-    if mask is not None:
-        check_mask("mask", mask, (*leading, query.shape[-2], key.shape[-2]), query.device)
 
 
 def _check_part(index: int, part: Attended, first: Attended) -> None:

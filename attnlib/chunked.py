@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from attnlib._blocks import Blocks, Running
-from attnlib._checks import check_count
-from attnlib.attend import Attended, _check_qkv
+from attnlib._checks import check_count, check_qkv
+from attnlib.attend import Attended
 
 
 def chunked_attend(
@@ -50,7 +50,7 @@ def chunked_attend(
     >>> torch.allclose(chunked.output, attend(query, key, value).output, atol=1e-6)
     True
     """
-    _check_qkv(query, key, value, mask, 0.0)
+    check_qkv(query, key, value, mask)
     check_count("block_size", block_size)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5

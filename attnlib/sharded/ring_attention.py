@@ -8,7 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnlib._blocks import Blocks, Running
-from attnlib.attend import Attended, _check_qkv
+from attnlib._checks import check_qkv
+from attnlib.attend import Attended
 from attnlib.sharded.agreement import agree
 from attnlib.sharded.ring import Ring
 
@@ -65,7 +66,7 @@ def ring_attend(
     wants_gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (query, key, value))
     facts = {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
     tensors = {"query": query, "key": key, "value": value}
-    shapes = agree(ring, lambda: _check_qkv(query, key, value, None, 0.0), tensors, facts, free_axis=-2)
+    shapes = agree(ring, lambda: check_qkv(query, key, value), tensors, facts, free_axis=-2)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     plan = Plan(ring, scale, is_causal, tuple(s["query"][-2] for s in shapes), tuple(s["key"][-2] for s in shapes))
