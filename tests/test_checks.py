@@ -69,6 +69,12 @@ def test_judge(answer, says):
     assert isinstance(verdict, Verdict)
 
 
+def test_judge_points_at_the_place_that_differs_not_at_equal_infinities():
+    right = torch.tensor([-torch.inf, 1.0, 2.0])
+    verdict = judge(lambda x: torch.tensor([-torch.inf, 1.0, 5.0]), lambda x: right, [(right,)])
+    assert "at [2] it gives 5 where 2 is right" in repr(verdict)
+
+
 def test_judge_names_what_the_learner_called_it():
     def my_sum(x):
         return x

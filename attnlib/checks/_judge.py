@@ -118,7 +118,7 @@ def _difference(name: str, result: Tensor, want: Tensor) -> str:
         return (
             f"{name} returns NaN: somewhere inf − inf, 0 · inf or 0 / 0 was computed, or a row has nothing left to see."
         )
-    gap = (result - want).abs().nan_to_num(torch.inf)
+    gap = torch.where(result == want, 0.0, (result - want).abs().nan_to_num(torch.inf))  # −inf − −inf is NaN
     place = tuple(int(index) for index in torch.unravel_index(gap.argmax(), want.shape))
     start = f"has the right shape, but at {list(place)} it gives" if place else "gives"
     numbers = [float(tensor[place]) for tensor in (result, want)]
