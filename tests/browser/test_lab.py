@@ -134,6 +134,9 @@ def test_notebook_in_jupyterlab(path, lab, browser, tmp_path_factory):
     if folder:
         page.screenshot(path=Path(folder) / f"{path.stem}.png")
     page.close()
+    for session in answers(f"{lab}/api/sessions?token={TOKEN}") or []:  # the next notebook needs the memory
+        address = f"{lab}/api/sessions/{session['id']}?token={TOKEN}"
+        urllib.request.urlopen(urllib.request.Request(address, method="DELETE"), timeout=30).close()
 
 
 def slide(page) -> None:
