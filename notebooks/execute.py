@@ -43,7 +43,7 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook,
-        timeout=600,
+        timeout=300,  # seconds for a cell
         kernel_name="python3",
         record_timing=False,
         coalesce_streams=True,  # else a busy machine cuts one cell's prints in pieces
