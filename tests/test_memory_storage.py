@@ -168,7 +168,9 @@ def test_five_hundred_damaged_files_are_refused_each_with_a_sentence(tmp_path):
         with pytest.raises(ValueError, match=r"memory\.safetensors (is|has|cannot|holds|does) [a-z]") as caught:
             KVMemory.load(path)
         reasons.add(str(caught.value).split("safetensors ")[1])
-    assert len(reasons) >= 3
+    # How many more there are depends on the order of the header's entries, which safetensors draws anew each time.
+    assert any("checksum does not fit" in reason for reason in reasons)
+    assert any("no file that KVMemory.save wrote" in reason for reason in reasons)
     path.write_bytes(content)
     assert_same(KVMemory.load(path), full_memory())
 
