@@ -119,6 +119,13 @@ def test_equals_pytorch_in_every_dtype(dtype):
     assert attention_weights(query, key).dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_scored_in_float32(dtype):
+    query, key, value = qkv(dtype)
+    want = attend(query.double(), key.double(), value.double()).logsumexp
+    assert_close(attend(query, key, value).logsumexp.double(), want, atol=1e-5, rtol=1e-5)
+
+
 def test_half_precision_scores_do_not_overflow():
     query = torch.full((1, 4), 200.0, dtype=torch.float16)
     output, logsumexp = attend(query, torch.cat([query, -query]), torch.eye(2, dtype=torch.float16))

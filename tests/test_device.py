@@ -54,6 +54,8 @@ def test_errors(monkeypatch):
         get_device("cuda")
     with pytest.raises(ValueError, match="prefer asks for the device 'cpu:7'; this machine has .*cpu"):
         get_device("cpu:7")
+    with pytest.raises(ValueError, match="prefer asks for the device 'cpu:1'; this machine has .*cpu"):
+        get_device("cpu:1")
     with pytest.raises(ValueError, match="prefer asks for the device 'gpu'"):
         get_device("gpu")
     with pytest.raises(ValueError, match="prefer asks for the device ''"):
