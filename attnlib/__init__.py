@@ -1,16 +1,21 @@
 """attnlib: attention, worked by hand. The tested implementations behind the notebooks."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.causal import CausalAttention
 from attnlib.chunked import chunked_attend
 from attnlib.device import describe_device, get_device
-from attnlib.einsum import EinsumExplanation, explain_einsum
-from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask, padding_mask
-from attnlib.memory import IVFIndex, KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
-from attnlib.sharded import sharded_attend, sharded_search
+
+if TYPE_CHECKING:
+    from attnlib.einsum import EinsumExplanation, explain_einsum
+    from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
+    from attnlib.memory import IVFIndex, KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
+    from attnlib.sharded import sharded_attend, sharded_search
 
 __all__ = [
     "Attended",
@@ -46,3 +51,22 @@ __all__ = [
     "split_memory_heads",
     "topk_attend",
 ]
+
+_ON_FIRST_USE = {
+    "einsum": ("EinsumExplanation", "explain_einsum"),
+    "lsh": ("LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotations"),
+    "memory": ("IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"),
+    "sharded": ("sharded_attend", "sharded_search"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load the larger packages when a name of theirs is first used, so that ``import attnlib`` stays light."""
+    for package, names in _ON_FIRST_USE.items():
+        if name in names:
+            return getattr(import_module(f"attnlib.{package}"), name)
+    raise AttributeError(f"module 'attnlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -127,6 +127,15 @@ def test_import_attnlib_brings_no_plotting_and_nothing_optional():
     code = "import attnlib, sys; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"matplotlib", "ipywidgets", "IPython", "faiss", "transformers"} & set(loaded)
+    larger = {"attnlib.einsum", "attnlib.lsh", "attnlib.memory", "attnlib.sharded"}
+    assert "attnlib.attend" in loaded
+    assert not larger & set(loaded), "they are loaded on first use"
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert set(attnlib.__all__) <= set(dir(attnlib))
+    with pytest.raises(AttributeError, match="module 'attnlib' has no attribute 'atend'"):
+        getattr(attnlib, "atend")  # noqa: B009
 
 
 def test_public_names_are_sorted_and_documented():
