@@ -25,10 +25,19 @@ def attention_by_torch(x, w_query, w_key, w_value):
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-def attend(x, w_query, w_key, w_value, *, scale=None, dim=-1, late=1.0):
-    query, key, value = project(x, w_query), project(x, w_key), project(x, w_value)
-    scores = einops.einsum(query, key, "b q h d, b k h d -> b h q k") * (scale or query.shape[-1] ** -0.5)
-    return einops.einsum(scores.softmax(dim) * late, value, "b h q k, b k h d -> b q h d")
+WEIGHT, SCORES, OUTPUT = "b t m, h m d -> b t h d", "b q h d, b k h d -> b h q k", "b h q k, b k h d -> b q h d"
+
+
+def attend(
+    x, *weights, scale=None, dim=-1, late=1.0, softmax=torch.softmax, weight=WEIGHT, scores=SCORES, output=OUTPUT
+):
+    query, key, value = (einops.einsum(x, one, weight) for one in weights)
+    products = einops.einsum(query, key, scores) * (scale or query.shape[-1] ** -0.5)
+    return einops.einsum(softmax(products, dim) * late, value, output)
+
+
+def causal_softmax(scores, dim):
+    return (scores + torch.full_like(scores, -torch.inf).triu(1)).softmax(dim)
 
 
 def head_by_head(pattern, value):
@@ -95,6 +104,31 @@ WRONG = [
     (check_einsum_attention, lambda x, q, k, v: attend(x, k, q, v), "changed places"),
     (check_einsum_attention, lambda x, q, k, v: attend(x, q, k, k), "averages the keys"),
     (check_einsum_attention, lambda *i: attend(*i).transpose(1, 2), "heads stand before the tokens"),
+    # what a reader really tried
+    (check_loops_equation, says("head key query -> head key"), "you wrote `head query key -> head query`"),
+    (check_loops_equation, says("q h k -> h k"), "you wrote `head query key -> query key`"),
+    (check_matmul_equation, says("n t i, n t j -> n t i j"), "`batch` and `token` must be summed, so they must not"),
+    (check_matmul_equation, says("n t i, m t j -> i j"), "^`batch` must have the same name in A and in B"),
+    (check_matmul_equation, says("n t i, n s j -> i j"), "^`token` must have the same name in A and in B"),
+    (check_matmul_equation, says("n t i, m s j -> i j"), "^`batch` and `token` must have the same name"),
+    (check_head_output, lambda p, v: torch.einsum("bhqk,bkhd->bqd", p, v), "heads are added up: heads must stand"),
+    (check_head_output, lambda p, v: torch.einsum("bhqk,bkgd->bqhd", p, v).flatten(2), "values of all heads are added"),
+    (check_head_output, lambda p, v: head_by_head(p.softmax(-1), v), "softmax already"),
+    (check_einsum_attention, lambda x, q, k, v: attend(x, q, k, v, scale=q.shape[-1] ** 0.5), "multiplied by √d"),
+    (check_einsum_attention, lambda x, q, k, v: attend(x, q, v, k), "Key and value have changed places"),
+    (check_einsum_attention, lambda *i: attend(*i, scores="b q h d, b k h e -> b h q k"), "^d has two names"),
+    (check_einsum_attention, lambda *i: attend(*i, scores="b q h d, b k g d -> b h q k"), "two names in the scores"),
+    (check_einsum_attention, lambda *i: attend(*i, output="b h q k, b k g d -> b q h d"), "two names in the output"),
+    (check_einsum_attention, lambda *i: attend(*i, output="b h q k, b k h d -> b q d"), "heads are added up"),
+    (check_einsum_attention, lambda *i: attend(*i, weight="b t m, h n d -> b t h d"), "d_model has two names"),
+    (check_einsum_attention, lambda *i: attend(*i, weight="b t m, h d m -> b t h d"), "read as .heads, d, d_model."),
+    (check_einsum_attention, lambda *i: attend(*i).flatten(2), "heads are joined"),
+    (check_einsum_attention, lambda *i: attend(*i, softmax=causal_softmax), "future is hidden"),
+    (check_einsum_attention, lambda *i: attend(*i, softmax=lambda s, dim: s).softmax(-1), "ends before the values"),
+    (check_einsum_attention, lambda x, q, k, v: project(x, q).transpose(1, 2) @ project(x, k).transpose(1, 2).mT,
+     "These are the scores"),
+    (check_einsum_attention, lambda x, q, k, v: (project(x, q / q.shape[-1] ** 0.5).transpose(1, 2)
+     @ project(x, k).transpose(1, 2).mT).softmax(-1), "This is the pattern"),
 ]  # fmt: skip
 
 
