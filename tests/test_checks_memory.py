@@ -76,6 +76,11 @@ def scaled(query, key):
     return query @ key.mT / query.shape[-1] ** 0.5
 
 
+def picked(scores, value, top_k, dim):
+    best, ids = scores.topk(top_k)
+    return torch.einsum("tk,tkd->td", best.softmax(dim), value[ids])
+
+
 WRONG = [
     (check_memory_keys, lambda s, h: cut(s, h, 1).permute(0, 3, 1, 4, 2), "These are the values"),
     (check_memory_keys, lambda s, h: cut(s, h).permute(0, 3, 1, 2, 4), "top_k stands before head_dim"),
@@ -100,6 +105,11 @@ WRONG = [
         lambda s, h: cut(s, h).permute(0, 3, 1, 2, 4).reshape(cut(s, h).permute(0, 3, 1, 4, 2).shape),
         "swap them with mT",
     ),
+    (
+        check_memory_keys,
+        lambda s, h: s[..., 0, :].reshape(len(s), h, s.shape[1], s.shape[2], s.shape[-1] // h).transpose(-1, -2),
+        "reshape cannot bring the heads forward",
+    ),
     (check_memory_scores, lambda q, k: torch.einsum("bhsd,bhsdk->bhsk", q, k), "not scaled"),
     (check_memory_scores, lambda q, k: torch.einsum("bhsd,bhsdk->bhsk", q, k) / q.shape[-1], "its root is enough"),
     (
@@ -107,9 +117,12 @@ WRONG = [
         lambda q, k: torch.einsum("bhsd,bhsdk->bhsk", q, k) / (q.shape[1] * q.shape[-1]) ** 0.5,
         "heads · head_dim",
     ),
+    (check_memory_scores, lambda q, k: scores_with_loops(q, k) * (q.shape[-1] / q.shape[1]) ** 0.5, "by the heads"),
+    (check_memory_scores, lambda q, k: scores_with_loops(q, k) * (q.shape[-1] / k.shape[-1]) ** 0.5, "by top_k"),
     (check_memory_scores, lambda q, k: q.unsqueeze(-2) @ k / q.shape[-1] ** 0.5, "axis of size 1"),
     (check_memory_scores, lambda q, k: scores_with_loops(q, k).softmax(-1), "weights, after the softmax"),
-    (check_memory_scores, lambda q, k: q @ k / q.shape[-1] ** 0.5, "raised RuntimeError"),
+    (check_memory_scores, lambda q, k: q @ k / q.shape[-1] ** 0.5, "A literal @ multiplies"),
+    (check_memory_scores, lambda q, k: q @ k, "and the scale is missing"),
     (check_memory_scores, lambda q, k: q.unsqueeze(-1) * k / q.shape[-1] ** 0.5, "not summed over head_dim"),
     (check_topk_attention, lambda q, k, v, n: scaled(q, k).softmax(-1) @ v, "All memories are averaged"),
     (
@@ -130,9 +143,34 @@ WRONG = [
         lambda q, k, v, n: topk_with_loops(q, k, v, n - 1 or 1),
         "One memory too few",
     ),
+    (check_topk_attention, lambda q, k, v, n: picked(q @ k.mT / q.shape[1], v, n, -1), "its root is enough"),
+    (check_topk_attention, lambda q, k, v, n: picked(scaled(q, k), v, n, 0), "runs over the tokens"),
+    (
+        check_topk_attention,
+        lambda q, k, v, n: torch.einsum("tk,tkd->td", scaled(q, k).topk(n).values, v[scaled(q, k).topk(n).indices]),
+        "scores themselves are the weights",
+    ),
+    (
+        check_topk_attention,
+        lambda q, k, v, n: scaled(q, k).topk(n).values.softmax(-1) @ v[scaled(q, k).topk(n).indices],
+        "every token the memories of every token",
+    ),
+    (
+        check_topk_attention,
+        lambda q, k, v, n: scaled(q, k).topk(n).values.softmax(-1) @ v[:n],
+        "meet the first top_k values",
+    ),
     (check_joint, lambda a, la, b, lb: (a + b) / 2, "averaged evenly"),
     (check_joint, lambda a, la, b, lb: joint_with_softmax(a, lb, b, la), "swapped"),
     (check_joint, lambda a, la, b, lb: a + b, "added up"),
+    (check_joint, lambda a, la, b, lb: a, "local part alone"),
+    (check_joint, lambda a, la, b, lb: b, "memory alone"),
+    (check_joint, lambda a, la, b, lb: a + torch.sigmoid(lb - la)[..., None] * b, "counts in full"),
+    (
+        check_joint,
+        lambda a, la, b, lb: torch.sigmoid(lb - la) * b + (1 - torch.sigmoid(lb - la)) * a,
+        "no axis for value_dim",
+    ),
     (
         check_joint,
         lambda a, la, b, lb: (la.exp()[..., None] * a + lb.exp()[..., None] * b) / (la.exp() + lb.exp())[..., None],
@@ -146,7 +184,7 @@ WRONG = [
     (
         check_joint,
         lambda a, la, b, lb: lb.sigmoid()[..., None] * b + (1 - lb.sigmoid())[..., None] * a,
-        "forgets the local part",
+        "blind to the local part",
     ),
 ]
 

@@ -34,6 +34,9 @@ def check_memory_keys(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
         "The shape is right, but view or reshape alone mixes the numbers: first cut the last axis, then permute.": (
             lambda s, h: s[..., 0, :].reshape(_keys(s, h).shape)
         ),
+        "Heads and tokens come mixed: reshape cannot bring the heads forward. First cut the last axis, then permute.": (
+            lambda s, h: s[..., 0, :].reshape(_keys(s, h).mT.shape).mT
+        ),
         "The last two axes were filled by reshape, which mixes numbers: swap them with mT or permute.": (
             lambda s, h: _keys(s, h).mT.reshape(_keys(s, h).shape)
         ),
@@ -47,7 +50,7 @@ def check_memory_scores(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
     """Check ``answer(query, keys)``: (b_s, heads, seq_len, head_dim) and (b_s, heads, seq_len, head_dim, top_k) to
     scaled scores (b_s, heads, seq_len, top_k)."""
     generator = torch.Generator().manual_seed(62)
-    shapes = ((3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (1, 1, 7, 6, 5), (2, 3, 5, 5, 5))
+    shapes = ((1, 1, 7, 6, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 5, 5, 5))  # first one where query @ keys runs
     cases = [
         (torch.randn(*shape[:4], generator=generator), torch.randn(*shape, generator=generator)) for shape in shapes
     ]
@@ -60,12 +63,15 @@ def check_memory_scores(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         "The scores are scaled by heads · head_dim: each head has only head_dim numbers.": (
             lambda q, k: _plain(q, k) / (q.shape[1] * q.shape[-1]) ** 0.5
         ),
+        "The scores are scaled by the heads: the root of head_dim, the length of a query, is the right one.": (
+            lambda q, k: _plain(q, k) / q.shape[1] ** 0.5
+        ),
         "These are weights, after the softmax: return the scores before it.": lambda q, k: _scores(q, k).softmax(-1),
         "An axis of size 1 is left over: squeeze what unsqueeze(-2) put in.": lambda q, k: _scores(q, k).unsqueeze(-2),
         "A literal @ multiplies every query with the memories of every token: give the query an axis with "
         "unsqueeze(-2).": lambda q, k: q.unsqueeze(2) @ k / q.shape[-1] ** 0.5,
-        "A literal query @ keys: with b_s = heads = 1 it runs, and gives a wrong shape. Use query.unsqueeze(-2) "
-        "@ keys, or an einsum.": lambda q, k: q @ k / q.shape[-1] ** 0.5,
+        "A literal @ multiplies every query with the memories of every token, and the scale is missing: give the query "
+        "an axis with unsqueeze(-2), and divide by the root of head_dim.": lambda q, k: q.unsqueeze(2) @ k,
         "The products are not summed over head_dim: d must be missing on the right of the arrow.": (
             lambda q, k: q.unsqueeze(-1) * k / q.shape[-1] ** 0.5
         ),
@@ -96,6 +102,20 @@ def check_topk_attention(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]
             lambda q, k, v, n: _topk(q, k, v, n, fill=0.0)
         ),
         "The scores are not scaled: divide by the root of head_dim.": lambda q, k, v, n: _topk(q, k, v, n, scale=1.0),
+        "The scores are divided by head_dim: its root is enough.": lambda q, k, v, n: _topk(
+            q, k, v, n, scale=1 / q.shape[-1]
+        ),
+        "The softmax runs over the tokens: it must run over the top_k of each token, dim=-1.": lambda q, k, v, n: (
+            _found(q, k, v, n, lambda scores: scores.softmax(0))
+        ),
+        "The scores themselves are the weights: take a softmax of the top_k scores.": lambda q, k, v, n: _found(
+            q, k, v, n, lambda scores: scores
+        ),
+        "A literal @ gives every token the memories of every token: give the weights an axis with unsqueeze(-2), or "
+        "use an einsum.": lambda q, k, v, n: _best(q, k, n)[0].softmax(-1) @ v[_best(q, k, n)[1]],
+        "The weights are right, but meet the first top_k values: take value[ids].": lambda q, k, v, n: (
+            _best(q, k, n)[0].softmax(-1) @ v[:n]
+        ),
         "These are the lowest scores: topk(…, largest=True) is the default.": lambda q, k, v, n: _topk(
             q, k, v, n, sign=-1
         ),
@@ -126,7 +146,8 @@ def check_joint(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> V
     """Check ``answer(local, local_logsumexp, remote, remote_logsumexp)``: outputs (…, tokens, value_dim) and
     log-sum-exps (…, tokens) to the output of one softmax over both; either part may be empty."""
     generator = torch.Generator().manual_seed(64)
-    cases = [_two_parts(generator, *sizes) for sizes in ((2, 3, 7, 5), (1, 2, 5, 4), (3, 1, 4, 4))]
+    sizes = ((3, 1, 4, 4), (2, 3, 7, 5), (1, 2, 5, 4))  # first one where a share without its last axis runs
+    cases = [_two_parts(generator, *size) for size in sizes]
     large = _two_parts(generator, 2, 1, 3, 5)
     cases.append((large[0], large[1] + 300.0, large[2], large[3] + 299.0))
     empty = _two_parts(generator, 1, 2, 3, 5)
@@ -137,6 +158,14 @@ def check_joint(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> V
             lambda a, la, b, lb: (a + b) / 2
         ),
         "The two parts are added up: their shares must sum to one.": lambda a, la, b, lb: a + b,
+        "That is the local part alone: the memory counts too.": lambda a, la, b, lb: a,
+        "That is the memory alone: the local part counts too.": lambda a, la, b, lb: b,
+        "The local part counts in full: its share is 1 minus the share of remote.": lambda a, la, b, lb: (
+            a + _weighted(a, 0 * la, b, (lb - la).sigmoid())
+        ),
+        "The shares have no axis for value_dim, and meet the wrong one: give them a last axis with unsqueeze(-1).": (
+            lambda a, la, b, lb: (la - lb).sigmoid() * a + (lb - la).sigmoid() * b
+        ),
         "The shares are swapped: local is weighted with the share of remote.": lambda a, la, b, lb: _joint(
             b, la, a, lb
         ),
@@ -151,7 +180,7 @@ def check_joint(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> V
         "The softmax runs over the tokens: it must run over the two parts.": lambda a, la, b, lb: _weighted(
             a, la.softmax(-1), b, lb.softmax(-1)
         ),
-        "That is a gate which forgets the local part: its share depends on both log-sum-exps, σ(local − remote).": (
+        "That is a gate, blind to the local part: remote's share depends on both log-sum-exps, σ(remote − local).": (
             lambda a, la, b, lb: _weighted(a, 1 - lb.sigmoid(), b, lb.sigmoid())
         ),
     }
@@ -197,6 +226,16 @@ def _topk(
 def _shared(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
     best = (query[0] @ key.mT).topk(top_k).indices
     return attend(query, key[best], value[best]).output
+
+
+def _best(query: Tensor, key: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    scores, ids = (query @ key.mT / query.shape[-1] ** 0.5).topk(top_k)  # (tokens, top_k) each
+    return scores, ids
+
+
+def _found(query: Tensor, key: Tensor, value: Tensor, top_k: int, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    scores, ids = _best(query, key, top_k)
+    return (weigh(scores).unsqueeze(-2) @ value[ids]).squeeze(-2)  # (tokens, value_dim)
 
 
 def _joint(local: Tensor, local_logsumexp: Tensor, remote: Tensor, remote_logsumexp: Tensor) -> Tensor:
