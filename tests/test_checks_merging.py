@@ -43,6 +43,32 @@ def shifted(scores):
     return (scores - top).exp().sum(-1).log()
 
 
+def less(offset):
+    """Log-sum-exp with something else than the largest score taken out."""
+    return lambda scores: (scores - offset(scores)).exp().sum(-1).log() + offset(scores).squeeze(-1)
+
+
+def one_top_for_all(outputs, sizes):
+    weights = torch.exp(sizes - sizes.max())
+    return torch.einsum("ptd,pt->td", outputs, weights) / weights.sum(0).unsqueeze(-1)
+
+
+def values_divided(scores, values, seen):
+    weights = (scores.exp() * seen).sum(0)
+    return weights @ (values / seen.sum(0).clamp(min=1).unsqueeze(-1)) / weights.sum()
+
+
+def step_with(choose):
+    """A step that returns or counts from another top; ``choose`` gives the top and the exponents."""
+
+    def answer(top, total, scores):
+        new_top = max(top, scores.max())
+        given, exponents = choose(top, new_top, scores)
+        return torch.stack([given, total * (top - new_top).exp() + exponents.exp().sum()])
+
+    return answer
+
+
 def overlapping(adjust):
     def answer(scores, values, seen):
         counts = seen.sum(0).clamp(min=1)
@@ -69,7 +95,16 @@ WRONG = [
     (check_log_sum_exp, lambda s: s.exp().log().sum(-1), "sum of logs"),
     (check_log_sum_exp, lambda s: torch.logsumexp(s, 0), "use the last axis"),
     (check_log_sum_exp, lambda s: s.max(-1).values, "the largest score"),
+    (check_log_sum_exp, less(lambda s: s.mean(-1, keepdim=True)), "not the mean or the smallest"),
+    (check_log_sum_exp, less(lambda s: s.amin(-1, keepdim=True)), "not the mean or the smallest"),
+    (check_log_sum_exp, lambda s: shifted(s) - s.amax(-1), "subtracted once more"),
+    (check_log_sum_exp, lambda s: shifted(s).exp(), "The log is missing"),
+    (check_log_sum_exp, lambda s: shifted(s).exp() + s.amax(-1), "The log of the sum is missing"),
+    (check_log_sum_exp, lambda s: s.amax(-1, keepdim=True) + shifted(s), "gives a table"),
+    (check_log_sum_exp, lambda s: s.logsumexp(-1)[..., None], "The last axis is still there"),
     (check_merge, lambda o, z: o.mean(dim=0), "count alike"),
+    (check_merge, one_top_for_all, "One largest log-sum-exp for all tokens"),
+    (check_merge, lambda o, z: (o * z.exp()[..., None] / z.exp().sum()).sum(0), "parts and tokens together"),
     (check_merge, lambda o, z: (o * (z / z.sum(0)).unsqueeze(-1)).sum(0), "themselves are used as weights"),
     (check_merge, lambda o, z: (o * z.exp().unsqueeze(-1)).sum(0) / z.exp().sum(0).unsqueeze(-1), "overflows"),
     (check_merge, lambda o, z: (o * z.softmax(1).unsqueeze(-1)).sum(0), "the parts are axis 0"),
@@ -83,11 +118,17 @@ WRONG = [
         "new block alone",
     ),
     (check_online_step, lambda t, n, s: torch.stack([t, n + (s - t).exp().sum()]), "The top does not move"),
+    (check_online_step, step_with(lambda t, top, scores: (top, scores)), "not counted from a top"),
+    (check_online_step, step_with(lambda t, top, scores: (t, scores - top)), "the old one"),
     (check_overlapping, overlapping(lambda s, n: s), "counts several times"),
     (check_overlapping, overlapping(lambda s, n: s + n.log()), "the wrong way"),
     (check_overlapping, overlapping(lambda s, n: s - n), "N itself"),
     (check_overlapping, overlapping(lambda s, n: s / n), "divided by N"),
     (check_overlapping, lambda s, v, seen: s.softmax(0) @ v, "no part saw"),
+    (check_overlapping, lambda s, v, seen: s[seen.sum(0) == 1].softmax(0) @ v[seen.sum(0) == 1], "thrown away"),
+    (check_overlapping, lambda s, v, seen: (s * (seen.sum(0) > 0)).softmax(0) @ v, "e⁰ = 1"),
+    (check_overlapping, lambda s, v, seen: s.softmax(0)[seen.any(0)] @ v[seen.any(0)], "after the softmax"),
+    (check_overlapping, values_divided, "The values are divided"),
 ]
 
 

@@ -13,7 +13,9 @@ def check_log_sum_exp(answer: Callable[[Tensor], Tensor]) -> Verdict:
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(4, 7, generator=generator)
     far_apart = torch.tensor([[0.0, 1.0, 2.0], [900.0, 901.0, 899.0]])
-    cases = [(torch.randn(5, generator=generator),), (rows,), (far_apart,), (-far_apart,)]
+    in_one_row = torch.tensor([[900.0, -900.0, 899.0, 0.0], [-901.0, 1.0, 2.0, 0.5]])
+    blocks = torch.randn(2, 3, 4, generator=generator)
+    cases = [(torch.randn(5, generator=generator),), (rows,), (far_apart,), (-far_apart,), (in_one_row,), (blocks,)]
     mistakes = {
         "The exponentials overflow: subtract the largest score of each row before exp, and add it again after "
         "the log.": lambda s: s.exp().sum(-1).log(),
@@ -22,7 +24,23 @@ def check_log_sum_exp(answer: Callable[[Tensor], Tensor]) -> Verdict:
         ),
         "One largest score for all rows: a row far below it vanishes. Take the largest of each row, "
         "amax(-1, keepdim=True).": lambda s: (s - s.max()).exp().sum(-1).log() + s.max(),
+        "Some exponent is above 0 and overflows: take out the largest score of the row, not the mean or the "
+        "smallest.": lambda s: (s - s.mean(-1, keepdim=True)).exp().sum(-1).log() + s.mean(-1),
+        "The largest score is subtracted once more at the end: add it.": lambda s: s.logsumexp(-1) - 2 * s.amax(-1),
         "The log is missing: this is the sum of the exponentials.": lambda s: s.exp().sum(-1),
+        "The log is missing: take it of the sum, then add the largest score.": lambda s: (
+            (s - s.amax(-1, keepdim=True)).exp().sum(-1)
+        ),
+        "The log of the sum is missing: take it before the largest score is added.": lambda s: (
+            (s - s.amax(-1, keepdim=True)).exp().sum(-1) + s.amax(-1)
+        ),
+        "The last axis is still there, with length 1: drop it at the end, with squeeze(-1).": lambda s: s.logsumexp(
+            -1, keepdim=True
+        ),
+        "A column of largest scores and a row of logs were added, which gives a table: give both the same shape, "
+        "for example with squeeze(-1).": lambda s: (
+            s.amax(-1, keepdim=True) + (s - s.amax(-1, keepdim=True)).exp().sum(-1).log()
+        ),
         "This is a sum of logs of exponentials, which is the sum of the scores: first add, then take the "
         "log.": lambda s: s.sum(-1),
         "This is the largest score; the others add to it.": lambda s: s.amax(-1),
@@ -46,6 +64,8 @@ def check_merge(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
     for parts, tokens, dim, shift in ((3, 4, 2, 0.0), (2, 5, 3, 500.0), (1, 2, 4, 0.0), (5, 3, 6, -500.0)):
         outputs = torch.randn(parts, tokens, dim, generator=generator)
         cases.append((outputs, 2 * torch.randn(parts, tokens, generator=generator) + shift))
+    far_apart = torch.tensor([500.0, 0.0, -500.0, 0.0]) + torch.randn(3, 4, generator=generator)  # from token to token
+    cases.append((torch.randn(3, 4, 2, generator=generator), far_apart))
     mistakes = {
         "All parts count alike here: weigh each by the exponential of its log-sum-exp.": lambda o, z: o.mean(0),
         "The parts are added, not averaged: the weights must sum to one.": lambda o, z: o.sum(0),
@@ -55,6 +75,11 @@ def check_merge(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         "exp(logsumexp) overflows or vanishes: use softmax over the parts, which subtracts the largest "
         "first.": lambda o, z: (z.exp()[..., None] * o).sum(0) / z.exp().sum(0)[..., None],
         "The weights are not divided by their sum.": lambda o, z: (z.exp()[..., None] * o).sum(0),
+        "One largest log-sum-exp for all tokens: a token far below it vanishes. Use softmax over the "
+        "parts.": lambda o, z: ((z - z.max()).exp()[..., None] * o).sum(0) / (z - z.max()).exp().sum(0)[..., None],
+        "The softmax runs over parts and tokens together: each token needs its own, over axis 0.": lambda o, z: (
+            z.flatten().softmax(0).view_as(z)[..., None] * o
+        ).sum(0),
         "The softmax runs over the tokens: the parts are axis 0.": lambda o, z: (z.softmax(-1)[..., None] * o).sum(0),
         "The weights are turned round: the larger a log-sum-exp, the more its part counts.": lambda o, z: (
             (-z).softmax(0)[..., None] * o
@@ -103,6 +128,12 @@ def check_online_step(answer: Callable[[float, float, Tensor], Tensor]) -> Verdi
         ),
         "The new scores are counted from the old top: they may overflow. Count them from the new "
         "top.": lambda t, n, s: torch.stack([rising(t, s), n + (s - t).exp().sum()]),
+        "The new scores are not counted from a top at all: take the new top off before exp.": lambda t, n, s: (
+            torch.stack([rising(t, s), n * (t - rising(t, s)).exp() + s.exp().sum()])
+        ),
+        "The total is right, but the top given back is the old one.": lambda t, n, s: torch.stack(
+            [t, step(t, n, s)[1]]
+        ),
         "The top does not move: it must become the larger of the old one and the scores.": lambda t, n, s: torch.stack(
             [t, n + (s - t).exp().sum()]
         ),
@@ -130,7 +161,7 @@ def check_overlapping(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Ver
     for parts, keys, dim in ((3, 5, 2), (2, 7, 3), (4, 6, 5)):
         seen = torch.rand(parts, keys, generator=generator) < 0.6
         seen[:, 0] = True  # one key that all parts saw,
-        seen[0, 1] = True  # one that somebody saw,
+        seen[:, 1], seen[0, 1] = False, True  # one that a single part saw,
         seen[:, 2] = False  # and one that nobody saw
         cases.append((torch.randn(keys, generator=generator), torch.randn(keys, dim, generator=generator), seen))
 
@@ -157,6 +188,13 @@ def check_overlapping(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Ver
         "Keys that several parts saw are thrown away: count them once.": lambda s, v, seen: _average(
             s.masked_fill(seen.sum(0) != 1, -torch.inf), v
         ),
+        "The values are divided by N: it is the weights that are added N times. Subtract log N from the "
+        "score.": lambda s, v, seen: merged(s, v / seen.sum(0).clamp(min=1)[:, None], seen),
+        "A key that no part saw has score 0 here, and so the weight e⁰ = 1: its score must be −∞.": lambda s, v, seen: (
+            _average(s * seen.any(0), v)
+        ),
+        "The weights of unseen keys are taken away after the softmax: the others no longer sum to "
+        "one.": lambda s, v, seen: (s.softmax(-1) * seen.any(0)) @ v,
     }
     return judge(
         answer,
