@@ -98,6 +98,23 @@ def chunk_rule(buckets, chunk_size):
     return same(buckets) & (gap_of(buckets) > 0) & (near <= 1)
 
 
+def own_chunk(buckets, chunk_size):
+    chunk = order_of(buckets).argsort() // chunk_size
+    return chunk[:, None] == chunk
+
+
+def one_maximum(logsumexps):
+    exponentials = (logsumexps - logsumexps.max()).exp()
+    return exponentials / exponentials.sum(0)
+
+
+def first_round_only(scores, seen):
+    result = torch.full(seen.shape, -torch.inf)
+    for i, j in seen.any(0).nonzero().tolist():
+        result[int(seen[:, i, j].int().argmax()), i, j] = scores[i, j]
+    return result
+
+
 def hide(scores, seen):
     return scores.masked_fill(~seen, -torch.inf)
 
@@ -115,6 +132,7 @@ WRONG = [
         lambda x, r: ((x @ r) > 0).long() @ torch.tensor([1, 2, 4, 8])[: r.shape[1]],
         "read as a binary number",
     ),
+    (check_hash, lambda x, r: by_library(x, torch.nn.functional.normalize(r, dim=0)), "brought to length 1"),
     (check_hash, lambda x, r: torch.cat([x @ r, -x @ r], 0).argmax(-1), "should return the shape"),
     (check_sort_and_undo, lambda b: torch.stack([order_of(b), order_of(b)]), "is the order once more"),
     (check_sort_and_undo, lambda b: with_undo(order_of(b)).flip(0), "The rows are swapped"),
@@ -133,6 +151,12 @@ WRONG = [
         "These are the sorted tickets",
     ),
     (check_sort_and_undo, lambda b: torch.stack([b.sort()[0], order_of(b).argsort()]), "holds the sorted buckets"),
+    (check_sort_and_undo, lambda b: torch.stack([*b.sort(stable=True)]), "That is what sort returns"),
+    (
+        check_sort_and_undo,
+        lambda b: with_undo((b * (int(b.max()) + 1) + torch.arange(len(b))).argsort(stable=True)),
+        "multiplied by the number of buckets",
+    ),
     (check_sort_and_undo, order_of, "Only one row came"),
     (check_combine_rounds, lambda o, z: o.mean(0), "plain mean"),
     (check_combine_rounds, lambda o, z: o.sum(0), "sum of the rounds"),
@@ -142,7 +166,19 @@ WRONG = [
     (check_combine_rounds, lambda o, z: o[z.argmax(0), torch.arange(o.shape[1])], "Only the heaviest round"),
     (check_combine_rounds, lambda o, z: torch.einsum("rtd,rt->td", o, (-z).softmax(0)), "The sign is turned"),
     (check_combine_rounds, lambda o, z: torch.einsum("rtd,rt->td", o, z.log_softmax(0)), "A log of the weights"),
-    (check_combine_rounds, lambda o, z: torch.einsum("rtd,rt->td", o, z.exp() / z.exp().sum(0)), "returns NaN"),
+    (
+        check_combine_rounds,
+        lambda o, z: torch.einsum("rtd,rt->td", o, z.exp() / z.exp().sum(0)),
+        "exponentials overflow",
+    ),
+    (check_combine_rounds, lambda o, z: torch.einsum("rtd,rt->td", o, one_maximum(z)), "One maximum is subtracted"),
+    (check_combine_rounds, lambda o, z: (z.softmax(0)[..., None] * o).mean(0), "averaged once more"),
+    (
+        check_combine_rounds,
+        lambda o, z: torch.einsum("rtd,rt->td", o, z.exp() / z.exp().sum()),
+        "runs over rounds and tokens together",
+    ),
+    (check_combine_rounds, lambda o, z: (z.log().softmax(0)[..., None] * o).sum(0), "returns NaN"),
     (check_visible, lambda b, c: same(b) & (torch.arange(len(b))[:, None] - torch.arange(len(b)) >= 1), "whole bucket"),
     (
         check_visible,
@@ -160,6 +196,17 @@ WRONG = [
         lambda b, c: same(b) & (order_of(b)[:, None] > order_of(b)) & (order_of(b)[:, None] - order_of(b) <= c),
         "order is used where the undo belongs",
     ),
+    (check_visible, lambda b, c: same(b) & (gap_of(b).abs() <= c), "looks both ways, and at itself"),
+    (check_visible, lambda b, c: same(b).tril(), "whole bucket is seen, and the token itself"),
+    (check_visible, lambda b, c: chunk_rule(b, c) & own_chunk(b, c), "Only the own chunk"),
+    (check_visible, lambda b, c: ~visible_by_loops(b, c), "where a token must not look"),
+    (
+        check_visible,
+        lambda b, c: torch.where(
+            visible_by_loops(b, c).any(-1)[:, None], visible_by_loops(b, c), torch.eye(len(b)) > 0
+        ),
+        "sees nothing sees itself",
+    ),
     (check_count_once, lambda s, m: hide(s.expand(m.shape), m), "Nothing is taken off"),
     (check_count_once, lambda s, m: hide(s - m.sum(0), m), "Take off the logarithm of N"),
     (check_count_once, lambda s, m: hide(s + m.sum(0).log(), m), "The sign is turned"),
@@ -168,6 +215,15 @@ WRONG = [
     (check_count_once, lambda s, m: torch.where(m, s - m.sum(0).log(), 0.0), "must be −inf"),
     (check_count_once, lambda s, m: (s - m.sum(0).log()).expand(m.shape), "hide with the mask of the round"),
     (check_count_once, lambda s, m: hide(s - m.sum(-1, keepdim=True).log(), m), "counted over the keys"),
+    (check_count_once, lambda s, m: hide(s - m.sum(1, keepdim=True).log(), m), "counted over the queries"),
+    (
+        check_count_once,
+        lambda s, m: (s - torch.log(m.sum(0).clamp(min=1))).repeat(len(m), 1, 1),
+        "Nothing is hidden",
+    ),
+    (check_count_once, lambda s, m: hide(s - m.sum(0).log(), ~m), "mask is turned round"),
+    (check_count_once, lambda s, m: first_round_only(s, m), "in one round alone"),
+    (check_count_once, lambda s, m: once_by_loops(s, m).softmax(-1), "softmax is taken already"),
 ]
 
 

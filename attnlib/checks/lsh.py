@@ -38,6 +38,9 @@ def check_hash(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         "These are the signs read as a binary number: another hash. Take the argmax of projected and −projected.": (
             lambda x, r: ((x @ r > 0) * 2 ** torch.arange(r.shape[-1])).sum(-1)
         ),
+        "The directions are brought to length 1: use them as they were drawn.": lambda x, r: _both(
+            x, r / r.norm(dim=0)
+        ).argmax(-1),
     }
     return judge(
         answer,
@@ -77,6 +80,12 @@ def check_sort_and_undo(answer: Callable[[Tensor], Tensor]) -> Verdict:
         ),
         "The first row holds the sorted buckets; the order is where they came from: argsort, not sort.": lambda b: (
             _twice(b.sort().values, _order(b).argsort())
+        ),
+        "That is what sort returns, values and order: the first row is the order, the second its undo.": lambda b: (
+            _twice(b.sort().values, _order(b))
+        ),
+        "The bucket is multiplied by the number of buckets, so tickets mix: multiply by the number of tokens.": (
+            lambda b: _with_undo((b * (b.max() + 1) + torch.arange(len(b))).argsort(stable=True))
         ),
         "Only one row came: return torch.stack([order, undo]).": _order,
     }
@@ -123,6 +132,18 @@ def check_combine_rounds(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         "A log of the weights is taken: use softmax, not log_softmax.": lambda o, z: (
             o * z.log_softmax(0)[..., None]
         ).sum(0),
+        "The weighted averages are averaged once more: add them, as the weights sum to one.": lambda o, z: (
+            o * z.softmax(0)[..., None]
+        ).mean(0),
+        "The softmax runs over rounds and tokens together: each token's weights must sum to one, so use dim=0.": (
+            lambda o, z: (o * z.flatten().softmax(0).reshape(z.shape)[..., None]).sum(0)
+        ),
+        "The exponentials overflow, and inf / inf is NaN: subtract each token's largest log-sum-exp first.": (
+            lambda o, z: (o * (z.exp() / z.exp().sum(0))[..., None]).sum(0)
+        ),
+        "One maximum is subtracted from all tokens, so some weights are 0 / 0: each token has a maximum of its own.": (
+            lambda o, z: (o * ((z - z.max()).exp() / (z - z.max()).exp().sum(0))[..., None]).sum(0)
+        ),
     }
     return judge(
         answer,
@@ -154,6 +175,19 @@ def check_visible(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
         "It looks both ways: the key must stand before the query.": lambda b, c: _rule(b, c) | _rule(b, c).mT,
         "The order is used where the undo belongs: the place of token i is undo[i].": lambda b, c: _rule(
             b, c, gap=_order(b)[:, None] - _order(b)
+        ),
+        "It looks both ways, and at itself: the key must stand before the query.": lambda b, c: (
+            _rule(b, c, low=0) | _rule(b, c, low=0).mT
+        ),
+        "The whole bucket is seen, and the token itself: from 1 to chunk_size places back.": lambda b, c: _rule(
+            b, len(b), low=0
+        ),
+        "Only the own chunk is seen: count the places between the two instead, across the border too.": lambda b, c: (
+            _rule(b, len(b)) & _near_chunk(b, c, 0)
+        ),
+        "True stands where a token must not look: True means that row i may see column j.": lambda b, c: ~_rule(b, c),
+        "A token that sees nothing sees itself here: leave its row False, here the rule is bare.": lambda b, c: (
+            _rule(b, c) | torch.diag(~_rule(b, c).any(-1))
         ),
     }
     return judge(
@@ -195,6 +229,21 @@ def check_count_once(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         "N is counted over the keys: count over the rounds, seen.sum(dim=0).": lambda s, m: _hidden(
             s, m, m.sum(-1, keepdim=True).log()
         ),
+        "Nothing is hidden: what a round does not see must be −inf in its scores.": lambda s, m: (
+            s - m.sum(0).clamp(min=1).log()
+        ).expand(m.shape),
+        "The mask is turned round: hide where the round does not see, ~seen.": lambda s, m: _hidden(
+            s, ~m, m.sum(0).log()
+        ),
+        "N is counted over the queries: count over the rounds, seen.sum(dim=0).": lambda s, m: _hidden(
+            s, m, m.sum(1, keepdim=True).log()
+        ),
+        "Each key counts once, but in one round alone: all the rounds that see it share it evenly.": lambda s, m: (
+            _hidden(s, m & (m.cumsum(0) == 1), 0.0)
+        ),
+        "The softmax is taken already: return the scores that go into it.": lambda s, m: _hidden(
+            s, m, m.sum(0).log()
+        ).softmax(-1),
     }
     return judge(
         answer,
@@ -233,9 +282,9 @@ def _text_gap(buckets: Tensor) -> Tensor:
     return position[:, None] - position
 
 
-def _near_chunk(buckets: Tensor, chunk_size: int) -> Tensor:
+def _near_chunk(buckets: Tensor, chunk_size: int, back: int = 1) -> Tensor:
     chunk = _order(buckets).argsort() // chunk_size
-    return (chunk[:, None] - chunk).clamp(min=0) <= 1
+    return (chunk[:, None] - chunk).clamp(min=0) <= back
 
 
 def _rule(buckets: Tensor, chunk_size: int, *, low: int = 1, gap: Tensor | None = None) -> Tensor:
