@@ -27,7 +27,7 @@ REASONS = {  # what an installer says when it fails, and what that means
 }
 COMMANDS = {
     "lab": "-m jupyter lab notebooks",
-    "test": "-m pytest -n 2 --dist loadfile",
+    "test": "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
     "execute": "notebooks/execute.py",
     "images": "images/make_images.py",
     "student": "-m nbconvert --to=notebook --output-dir=student notebooks/*.ipynb "

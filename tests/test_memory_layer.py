@@ -185,6 +185,14 @@ def test_weights_sum_to_one_and_give_the_output(fusion, head_dim):
     torch.testing.assert_close(layer.attention_weights(x).sum(-1), torch.ones(BATCH, HEADS, 6, dtype=torch.float64))
 
 
+def test_a_memory_smaller_than_top_k_is_found_whole():
+    layer = layer_of(top_k=5)
+    memory = layer.new_memory(3, batch_size=BATCH)
+    layer(tokens_of(4), memory)
+    assert layer.attention_weights(tokens_of(2, seed=2), memory).shape == (BATCH, HEADS, 2, 3 + 2)
+    assert layer.read(tokens_of(2, seed=2), memory).mask.all()
+
+
 def test_the_gate_is_the_paper_s():
     """sigmoid(0) takes the half of each; a gate far down is causal attention, far up the memory alone."""
     layer, x = layer_of("gate"), tokens_of(5)

@@ -93,6 +93,14 @@ def test_of_equal_scores_the_newest_win():
 # The two small functions
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_scored_in_float32(dtype):
+    """4097 and 4096 are one number in half precision, and the newer would win."""
+    query = torch.tensor([64.0, 1.0], dtype=dtype).view(1, 1, 1, 2)
+    ring = torch.tensor([[64.0, 1.0], [64.0, 0.0]], dtype=dtype).view(1, 1, 2, 2)
+    assert best_ids(query, ring, range(2), 1).item() == 0
+
+
 def test_top_newest_by_hand():
     scores = torch.tensor([[3.0, 1.0, 3.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
     assert top_newest(scores, 3).tolist() == [[0, 2, 4], [1, 2, 3], [0, 1, 2]]
