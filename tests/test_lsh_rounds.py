@@ -159,10 +159,14 @@ def test_large_scores_stay_exact(flags):
     assert actual.isfinite().all()
 
 
-def test_codes_too_large_for_float32_are_kept_exact(monkeypatch):
-    query_key, value = (t.float() for t in make_inputs(29))
-    rotations = random_rotations(5, 4, 3)
-    expected = lsh_attention(query_key, value, rotations, chunk_size=3)
-    monkeypatch.setattr(_sorted, "MOST", 16)
-    actual = lsh_attention(query_key, value, rotations, chunk_size=3)
-    torch.testing.assert_close(actual, expected)
+def test_codes_too_large_for_float32_are_kept_exact():
+    """In the last of 2**17 buckets codes go up to 2**25, where float32 counts in twos and fours."""
+    query_key, value = (t.float() for t in make_inputs(300, batch=1, heads=1))
+    query_key[..., 0] = -query_key[..., 0].abs()
+    one_direction = torch.zeros(1, 1, 5, 2**16)
+    one_direction[..., 0, -1] = 1.0
+    buckets = hash_buckets(query_key, one_direction)
+    assert (buckets == 2**17 - 1).all()
+    expected = oracle(query_key, value, buckets, chunk_size=257, is_causal=True)
+    actual = lsh_attention(query_key, value, one_direction, chunk_size=257, is_causal=True)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
