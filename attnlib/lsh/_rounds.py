@@ -152,8 +152,8 @@ def lsh_backward(
         as_value += d_output[of_tokens] * (whole[of_tokens] == torch.inf)  # alone, a token's output is its value
         along = (unit * as_key).sum(-1, keepdim=True)
         as_query.mul_(scale).add_((as_key - unit * along).mul_(inverse / LOG2_E))
-        grad_query_key[heads] = as_query.unflatten(0, (state.count, -1)).to(query_key.dtype)
-        grad_value[heads] = as_value.unflatten(0, (state.count, -1)).to(value.dtype)
+        grad_query_key[heads] = as_query.unflatten(0, (state.count, -1))
+        grad_value[heads] = as_value.unflatten(0, (state.count, -1))
     return grad_query_key, grad_value
 
 
