@@ -11,6 +11,14 @@ def stable(scores):
     return (scores - scores.amax(-1, keepdim=True)).exp()
 
 
+def shares(scores):
+    return scores.exp() / scores.exp().sum(-1, keepdim=True)
+
+
+def contexts_of(directions, x):
+    return (directions @ directions.T).softmax(-1) @ x
+
+
 CHECKS = [check_scores, check_softmax, check_context_vectors, check_cosine_context]
 
 
@@ -57,6 +65,37 @@ WRONG = [
     (check_scores, lambda q, x: torch.softmax(x @ q, dim=-1), "already weights"),
     (check_scores, lambda q, x: torch.stack([q @ q for _ in x]), "the query with itself"),
     (check_scores, lambda q, x: torch.ones(4), "right shape, but"),
+    (check_scores, lambda q, x: (x * q).sum(0), "dim=-1, so that one"),
+    (check_scores, lambda q, x: (x * q).sum(), "its own score"),
+    (check_scores, lambda q, x: (x * q).mean(-1), "mean of the products"),
+    (check_scores, lambda q, x: (x @ q).cumsum(0), "back to zero"),
+    (check_scores, lambda q, x: (x @ q).softmax(0) @ x, "context vector"),
+    (check_softmax, lambda s: shares(s - s.mean(-1, keepdim=True)), "The mean is subtracted"),
+    (check_softmax, lambda s: shares(s - s.amin(-1, keepdim=True)), "The smallest score"),
+    (check_softmax, lambda s: shares(s - s.amax(-1)), "from column j"),
+    (check_softmax, lambda s: shares(s - s.amax(0)), "largest of each column"),
+    (check_softmax, lambda s: shares(s / s.amax(-1, keepdim=True)), "divided by the largest"),
+    (check_softmax, lambda s: shares(s).nan_to_num(), "hides the overflow"),
+    (check_softmax, lambda s: stable(s) / s.exp().sum(-1, keepdim=True), "above the line, but not below"),
+    (check_softmax, lambda s: s.exp() / stable(s).sum(-1, keepdim=True), "below the line, but not above"),
+    (check_softmax, lambda s: (s.amax(-1, keepdim=True) - s).softmax(-1), "sign is turned"),
+    (check_softmax, lambda s: stable(s) / stable(s).sum(0, keepdim=True), "over the columns"),
+    (check_softmax, lambda s: s.softmax(-1).softmax(-1), "twice"),
+    (check_context_vectors, lambda x: torch.stack([(q @ x.T).softmax(0) @ x for q in x]), "runs over the sentences"),
+    (check_context_vectors, lambda x: (x @ x.transpose(1, 2)).softmax(-1) @ x, "Right for a batch"),
+    (check_context_vectors, lambda x: (x @ x.mT).softmax(2) @ x, "Right for a batch"),
+    (check_context_vectors, lambda x: (x @ x.mT / x.shape[-1]).softmax(-1) @ x, "divided by d_in"),
+    (check_context_vectors, lambda x: (x @ x.mT).exp() @ x, "not divided by their sum"),
+    (check_context_vectors, lambda x: (x @ x.mT).exp() / (x @ x.mT).exp().sum() @ x, "over everything"),
+    (check_context_vectors, lambda x: (x @ x.mT).softmax(-1).softmax(-1) @ x, "twice"),
+    (check_context_vectors, lambda x: x + (x @ x.mT).softmax(-1) @ x, "leave it out"),
+    (check_context_vectors, lambda x: (x @ x.mT)[(0,) * (x.ndim - 2)].softmax(-1) @ x, "weights"),
+    (check_cosine_context, lambda x: contexts_of(x / x.square().sum(-1, keepdim=True), x), "take the root"),
+    (check_cosine_context, lambda x: contexts_of(x / x.abs().sum(-1, keepdim=True), x), "absolute numbers"),
+    (check_cosine_context, lambda x: F.normalize(x) @ F.normalize(x).T @ x, "softmax is missing"),
+    (check_cosine_context, lambda x: contexts_of(F.normalize(x) / x.shape[1] ** 0.25, x), "√d_in as well"),
+    (check_cosine_context, lambda x: (F.normalize(x) @ F.normalize(x).T).softmax(0) @ x, "over the queries"),
+    (check_cosine_context, lambda x: (F.normalize(x) @ F.normalize(x).T).softmax(1), "These are the weights"),
     (check_softmax, lambda s: s.exp() / s.exp().sum(-1, keepdim=True), "exp overflows"),
     (check_softmax, lambda s: (s - s.max()).exp() / (s - s.max()).exp().sum(-1, keepdim=True), "whole tensor"),
     (check_softmax, lambda s: s.softmax(0), "columns sum to one"),

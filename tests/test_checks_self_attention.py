@@ -36,11 +36,38 @@ def carry(v1, *, order=("W_query", "W_key", "W_value"), transpose=True, copy=Tru
     return v2
 
 
+def exp_scores(query, key):
+    return (query @ key.T / query.shape[-1] ** 0.5).exp()
+
+
+def carry_and_change(v1):
+    v2 = carry(v1)
+    with torch.no_grad():
+        v1.W_key.mul_(2)
+    return v2
+
+
+def share_one(v1):
+    v2 = carry(v1)
+    v2.W_query.weight = nn.Parameter(v1.W_query.detach().T)
+    return v2
+
+
+def carry_with_biases_of_zero(v1):
+    v2 = SelfAttention_v2(*v1.W_query.shape, qkv_bias=True)
+    with torch.no_grad():
+        for name in ("W_query", "W_key", "W_value"):
+            getattr(v2, name).weight.copy_(getattr(v1, name).T)
+            getattr(v2, name).bias.zero_()
+    return v2
+
+
 RIGHT = [
     (check_scaled_weights, weights_with_loops),
     (check_self_attention, attention_by_torch),
     (check_linear, lambda x, weight, bias: torch.einsum("...i,oi->...o", x, weight) + bias),
     (check_v2_from_v1, carry),
+    (check_v2_from_v1, carry_with_biases_of_zero),
 ]
 
 WRONG = [
@@ -50,8 +77,23 @@ WRONG = [
     (check_scaled_weights, lambda q, k: (q @ k.T).softmax(-1) / q.shape[1] ** 0.5, "comes after softmax"),
     (check_scaled_weights, lambda q, k: (q @ k.T / q.shape[1] ** 1 / 2).softmax(-1), "half of d"),
     (check_scaled_weights, lambda q, k: (q @ k.T / 2**0.5).softmax(-1), "always √2"),
+    (check_scaled_weights, lambda q, k: q @ k.T, "plain scores"),
+    (check_scaled_weights, lambda q, k: weights_with_loops(q, k).T, "result is transposed"),
+    (check_scaled_weights, lambda q, k: weights_with_loops(q, q), "compared with queries"),
+    (check_scaled_weights, lambda q, k: weights_with_loops(k, k), "compared with keys"),
+    (check_scaled_weights, lambda q, k: exp_scores(q, k) / exp_scores(q, k).sum(), "over everything"),
+    (check_scaled_weights, lambda q, k: weights_with_loops(q, k).softmax(-1), "twice"),
     (check_linear, lambda x, weight, bias: weight @ x.mT + bias, "result is transposed"),
-    (check_v2_from_v1, lambda v1: v1, "return a new SelfAttention_v2"),
+    (check_linear, lambda x, weight, bias: weight @ x + bias, "stands on the left"),
+    (check_linear, lambda x, weight, bias: x @ weight.T * bias, "multiplied"),
+    (check_linear, lambda x, weight, bias: x @ weight.T + bias.sum(), "into one number"),
+    (check_linear, lambda x, weight, bias: torch.addmm(bias, x, weight.T), "Right for one sentence"),
+    (check_v2_from_v1, carry_and_change, "v1 is changed"),
+    (check_v2_from_v1, lambda v1: SelfAttention_v2(*v1.W_query.shape, qkv_bias=True), "qkv_bias=False"),
+    (check_v2_from_v1, lambda v1: carry(v1, order=("W_query", "W_key", "W_key")), "transposed, in W_value."),
+    (check_v2_from_v1, lambda v1: carry(v1, order=("W_value",) * 3), "in W_query and W_key."),
+    (check_v2_from_v1, share_one, "share their weights"),
+    (check_v2_from_v1, lambda v1: v1, "Return a new SelfAttention_v2"),
     (check_scaled_weights, lambda q, k: (q @ k.T / len(k) ** 0.5).softmax(-1), "number of keys"),
     (check_scaled_weights, lambda q, k: (q @ k.T / len(q) ** 0.5).softmax(-1), "number of queries"),
     (check_scaled_weights, lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(0), "over the queries"),
@@ -62,6 +104,19 @@ WRONG = [
     (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, 1), "factor is missing"),
     (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, x.shape[1]), "√d_in"),
     (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, q.shape[1] ** 2), "d_out itself"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, x.shape[1] ** 2), "d_in itself"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, (q.shape[1] / 2) ** 2), "half of d_out"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, (q.shape[1] * 2) ** 2), "half of d in"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, len(x)), "number of tokens"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, 1 / q.shape[1]), "multiplied"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, 1) / q.shape[1] ** 0.5, "after softmax"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ v, x @ k, q.shape[1]), "Key and value"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ v, x @ k, x @ q, q.shape[1]), "Query and value"),
+    (check_self_attention, lambda x, q, k, v: attend(x, x, x @ v, x.shape[1]), "tokens themselves are compared"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ k, x @ k, x @ v, q.shape[1]), "compared with keys"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ q, q.shape[1]), "average the queries"),
+    (check_self_attention, lambda x, q, k, v: x @ q @ (x @ k).T @ (x @ v), "Softmax and √d_out"),
+    (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ v, q.shape[1]).T, "result is transposed"),
     (check_self_attention, lambda x, q, k, v: attend(x @ k, x @ q, x @ v, q.shape[1]), "Query and key"),
     (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x, q.shape[1]), "tokens themselves"),
     (check_self_attention, lambda x, q, k, v: attend(x @ q, x @ k, x @ k, q.shape[1]), "average the keys"),
@@ -83,8 +138,8 @@ WRONG = [
     (check_v2_from_v1, lambda v1: carry(v1, order=("W_key", "W_query", "W_value")), "Query and key"),
     (check_v2_from_v1, lambda v1: carry(v1, order=("W_query", "W_value", "W_key")), "Key and value"),
     (check_v2_from_v1, lambda v1: carry(v1, order=("W_query", "W_query", "W_query")), "W_query's numbers"),
-    (check_v2_from_v1, lambda v1: SelfAttention_v2(*v1.W_query.shape), "right shape, but"),
-    (check_v2_from_v1, lambda v1: 3, "raised TypeError"),
+    (check_v2_from_v1, lambda v1: SelfAttention_v2(*v1.W_query.shape), "W_query and W_key and W_value"),
+    (check_v2_from_v1, lambda v1: 3, "Return a new"),
 ]
 
 

@@ -25,10 +25,24 @@ def check_scores(answer: Callable) -> Verdict:
         mistakes={
             "This sums over the tokens. A score belongs to one token: multiply its coordinates with those of the "
             "query, and sum over the coordinates, as in tokens @ query.": lambda query, tokens: query @ tokens,
+            "The products are summed over the tokens: sum over the coordinates, dim=-1, so that one number is left for "
+            "each token.": lambda query, tokens: (tokens * query).sum(0),
+            "Everything is summed into one number: each token has its own score.": lambda query, tokens: (
+                tokens * query
+            ).sum(),
+            "This is a mean of the products: a dot product is their sum.": lambda query, tokens: (tokens * query).mean(
+                -1
+            ),
             "The products are there, but not yet summed: a score is one number for each token.": lambda query, tokens: (
                 tokens * query
             ),
             "These scores are already weights: softmax comes later.": lambda query, tokens: (tokens @ query).softmax(0),
+            "One step too far: this is the context vector. Here the scores are asked for.": lambda query, tokens: (
+                (tokens @ query).softmax(0) @ tokens
+            ),
+            "The running sum is never set back to zero: each token starts anew.": lambda query, tokens: (
+                tokens @ query
+            ).cumsum(0),
             "These are cosines: the dot product is not divided by any length here.": lambda query, tokens: (
                 F.cosine_similarity(tokens, query, dim=-1)
             ),
@@ -63,9 +77,35 @@ def check_softmax(answer: Callable) -> Verdict:
         mistakes={
             # These two are right until scores grow, so they come first: for large scores other mistakes give NaN too.
             "Right for small scores, but exp overflows for large ones: subtract each row's largest score "
-            "first.": lambda scores: scores.exp() / scores.exp().sum(-1, keepdim=True),
+            "first.": lambda scores: _shares(scores),
             "The largest score of the whole tensor is subtracted: a row of much smaller scores then becomes 0 / 0. "
             "Take the largest of each row: amax(-1, keepdim=True).": _softmax_less_global_maximum,
+            "Right for small scores. The mean is subtracted here, so exp still overflows: subtract each row's largest "
+            "score.": lambda scores: _shares(scores - scores.mean(-1, keepdim=True)),
+            "Right for small scores. The smallest score is subtracted here, so exp still overflows: subtract each "
+            "row's largest.": lambda scores: _shares(scores - scores.amin(-1, keepdim=True)),
+            "The largest score of row j is subtracted from column j: add keepdim=True to amax.": lambda scores: _shares(
+                scores - scores.amax(-1)
+            ),
+            "The largest of each column is subtracted: take that of each row, amax(-1, keepdim=True).": (
+                lambda scores: _shares(scores - scores.amax(0))
+            ),
+            "The scores are divided by the largest one: subtract it.": lambda scores: _shares(
+                scores / scores.amax(-1, keepdim=True)
+            ),
+            "nan_to_num hides the overflow, and the largest weights become 0: subtract each row's largest score "
+            "first.": lambda scores: _shares(scores).nan_to_num(),
+            "The largest score is subtracted above the line, but not below it: the sum must use the same "
+            "exponentials.": lambda scores: _less_maximum(scores) / scores.exp().sum(-1, keepdim=True),
+            "The largest score is subtracted below the line, but not above it: both must use the same "
+            "exponentials.": lambda scores: scores.exp() / _less_maximum(scores).sum(-1, keepdim=True),
+            "The sign is turned round: the largest score gets the smallest weight here.": lambda scores: torch.softmax(
+                -scores, dim=-1
+            ),
+            "The sum runs over the columns: sum the exponentials over dim=-1, with keepdim=True.": lambda scores: (
+                _less_maximum(scores) / _less_maximum(scores).sum(0)
+            ),
+            "Softmax is taken twice.": lambda scores: scores.softmax(-1).softmax(-1),
             "Not divided yet: these are exponentials, and they do not sum to one.": torch.exp,
             "Not divided yet: these are exponentials less the largest score, and they do not sum to one.": (
                 lambda scores: (scores - scores.amax(-1, keepdim=True)).exp()
@@ -115,13 +155,33 @@ def check_context_vectors(answer: Callable) -> Verdict:
             "Softmax runs over the first axis: it must run over the keys, dim=-1.": lambda x: _scores(x).softmax(0) @ x,
             "The scores are divided by √d_in: that comes in notebook 02. Here the plain dot product is asked "
             "for.": lambda x: (_scores(x) / x.shape[-1] ** 0.5).softmax(-1) @ x,
+            "The scores are divided by d_in: here the plain dot product is asked for.": lambda x: (
+                (_scores(x) / x.shape[-1]).softmax(-1) @ x
+            ),
+            "The scores are cosines: here the plain dot product is asked for.": lambda x: (
+                _scores(F.normalize(x, dim=-1)).softmax(-1) @ x
+            ),
+            "Exponentials, but not divided by their sum: this is no average yet.": lambda x: _scores(x).exp() @ x,
+            "One sum is taken over everything: each row of weights must sum to one by itself.": lambda x: (
+                _scores(x).flatten().softmax(0).view_as(_scores(x)) @ x
+            ),
+            "Softmax is taken twice.": lambda x: _scores(x).softmax(-1).softmax(-1) @ x,
+            "The token itself is added to its average: leave it out.": lambda x: _scores(x).softmax(-1) @ x + x,
+            "Right for one sentence. In a batch each sentence has its own weights; here all take those of the "
+            "first.": lambda x: _scores(x if x.ndim == 2 else x[0]).softmax(-1) @ x,
             "These are the weights. One step is left: average the tokens with them.": lambda x: _scores(x).softmax(-1),
             "The tokens come back as they were: nothing is averaged.": lambda x: x,
         },
         success="Right, for one sentence and for a batch of them.",
     )
-    if "raised RuntimeError" in verdict.message and judge(answer, lambda x: _scores(x).softmax(-1) @ x, cases[:2]):
-        return Verdict("failed", "Right for one sentence. With a batch, .T turns all the axes round: use .mT instead.")
+    if " raised " in verdict.message and judge(answer, lambda x: _scores(x).softmax(-1) @ x, cases[:2]):
+        message = (
+            "Right for one sentence. With a batch, .T turns all the axes round (use .mT instead), and a loop over "
+        )
+        return Verdict("failed", message + "the tokens runs over the sentences.")
+    if " raised " in verdict.message and judge(answer, lambda x: _scores(x).softmax(-1) @ x, cases[2:3]):
+        message = "Right for a batch, but one sentence has no axis 2: count the axes from the end, -1 and -2."
+        return Verdict("failed", message)
     return verdict
 
 
@@ -147,6 +207,23 @@ def check_cosine_context(answer: Callable) -> Verdict:
             "both.": lambda x: (F.normalize(x, dim=-1) @ x.mT).softmax(-1) @ x,
             "Only one side of the dot product is divided by its length (that of the keys): a cosine divides by "
             "both.": lambda x: (x @ F.normalize(x, dim=-1).mT).softmax(-1) @ x,
+            "Divided by the square of each length: take the root, x.norm(dim=-1, keepdim=True).": lambda x: (
+                _scores(x / x.square().sum(-1, keepdim=True)).softmax(-1) @ x
+            ),
+            "Divided by the sum of each token's absolute numbers: its length is the root of the sum of "
+            "squares.": lambda x: _scores(F.normalize(x, p=1, dim=-1)).softmax(-1) @ x,
+            "The cosines are right, but softmax is missing: they do not sum to one.": lambda x: (
+                _scores(F.normalize(x, dim=-1)) @ x
+            ),
+            "The cosines are divided by √d_in as well: leave that out.": lambda x: (
+                (_scores(F.normalize(x, dim=-1)) / x.shape[-1] ** 0.5).softmax(-1) @ x
+            ),
+            "Softmax runs over the queries: it must run over the keys, dim=-1.": lambda x: (
+                _scores(F.normalize(x, dim=-1)).softmax(0) @ x
+            ),
+            "These are the weights. One step is left: average the tokens with them.": lambda x: _scores(
+                F.normalize(x, dim=-1)
+            ).softmax(-1),
             "Here the weights are divided by lengths: it is the scores that must be, before softmax.": lambda x: (
                 _scores(x).softmax(-1) / x.norm(dim=-1, keepdim=True) @ x
             ),
@@ -164,10 +241,13 @@ def _scores(x: Tensor) -> Tensor:
     return x @ x.mT  # (…, tokens, tokens)
 
 
+def _shares(scores: Tensor) -> Tensor:
+    return scores.exp() / scores.exp().sum(-1, keepdim=True)
+
+
 def _less_maximum(scores: Tensor) -> Tensor:
     return (scores - scores.amax(-1, keepdim=True)).exp()
 
 
 def _softmax_less_global_maximum(scores: Tensor) -> Tensor:
-    exponentials = (scores - scores.max()).exp()
-    return exponentials / exponentials.sum(-1, keepdim=True)
+    return _shares(scores - scores.max())

@@ -39,6 +39,14 @@ def check_scaled_weights(answer: Callable) -> Verdict:
             "counts.": lambda q, k: (q @ k.T / k.shape[0] ** 0.5).softmax(-1),
             "The square root is that of the number of queries: it is head_dim, the length of a query, that "
             "counts.": lambda q, k: (q @ k.T / q.shape[0] ** 0.5).softmax(-1),
+            "These are plain scores: divide them by √head_dim, and take softmax over the keys.": lambda q, k: q @ k.T,
+            "The result is transposed: a row for each query, a column for each key.": lambda q, k: _weights(q, k).T,
+            "Queries are compared with queries: the scores are query @ key.T.": lambda q, k: _weights(q, q),
+            "Keys are compared with keys: the scores are query @ key.T.": lambda q, k: _weights(k, k),
+            "One sum is taken over everything: each row of weights must sum to one by itself.": lambda q, k: (
+                (q @ k.T / q.shape[-1] ** 0.5).flatten().softmax(0).view(len(q), len(k))
+            ),
+            "Softmax is taken twice.": lambda q, k: _weights(q, k).softmax(-1),
             "Softmax runs over the queries: it must run over the keys, dim=-1.": lambda q, k: (
                 q @ k.T / q.shape[-1] ** 0.5
             ).softmax(0),
@@ -73,6 +81,32 @@ def check_self_attention(answer: Callable) -> Verdict:
             "The scores are divided by d_out itself: take its square root.": lambda x, q, k, v: (
                 (x @ q @ (x @ k).T / q.shape[-1]).softmax(-1) @ (x @ v)
             ),
+            "The scores are divided by d_in itself: √d_out it is.": lambda x, q, k, v: (
+                (x @ q @ (x @ k).T / x.shape[-1]).softmax(-1) @ (x @ v)
+            ),
+            "d ** 1 / 2 is half of d in Python: write d ** 0.5.": lambda x, q, k, v: (
+                (x @ q @ (x @ k).T / q.shape[-1] / 2).softmax(-1) @ (x @ v)
+            ),
+            "The scores are divided by half of d_out: take its square root.": lambda x, q, k, v: (
+                (x @ q @ (x @ k).T / q.shape[-1] * 2).softmax(-1) @ (x @ v)
+            ),
+            "The square root is that of the number of tokens: it is d_out, the length of a query, that counts.": (
+                lambda x, q, k, v: (x @ q @ (x @ k).T / len(x) ** 0.5).softmax(-1) @ (x @ v)
+            ),
+            "The scores are multiplied by √d_out: divide by it.": lambda x, q, k, v: (
+                (x @ q @ (x @ k).T * q.shape[-1] ** 0.5).softmax(-1) @ (x @ v)
+            ),
+            "The division comes after softmax, so the rows no longer sum to one: divide the scores.": (
+                lambda x, q, k, v: (x @ q @ (x @ k).T).softmax(-1) / q.shape[-1] ** 0.5 @ (x @ v)
+            ),
+            "Key and value have changed places.": lambda x, q, k, v: _self_attention(x, q, v, k),
+            "Query and value have changed places.": lambda x, q, k, v: _self_attention(x, v, k, q),
+            "The tokens themselves are compared: project them to queries and keys first.": lambda x, q, k, v: (
+                _weights(x, x) @ (x @ v)
+            ),
+            "Keys are compared with keys: the scores are query @ key.T.": lambda x, q, k, v: _self_attention(
+                x, k, k, v
+            ),
             "Query and key have changed places: row i of the scores belongs to query i.": lambda x, q, k, v: (
                 _self_attention(x, k, q, v)
             ),
@@ -97,6 +131,13 @@ def check_self_attention(answer: Callable) -> Verdict:
             "Softmax is missing: raw scores do not sum to one, so this is no average.": lambda x, q, k, v: (
                 x @ q @ (x @ k).T / q.shape[-1] ** 0.5 @ (x @ v)
             ),
+            "Softmax and √d_out are missing: raw scores do not sum to one, so this is no average.": lambda x, q, k, v: (
+                x @ q @ (x @ k).T @ (x @ v)
+            ),
+            "The weights average the queries: average the values, x @ W_value.": lambda x, q, k, v: (
+                _weights(x @ q, x @ k) @ (x @ q)
+            ),
+            "The result is transposed: a row for each token.": lambda x, q, k, v: _self_attention(x, q, k, v).T,
             "These are the weights. One step is left: average the values with them.": lambda x, q, k, v: _weights(
                 x @ q, x @ k
             ),
@@ -110,7 +151,7 @@ def check_linear(answer: Callable) -> Verdict:
     draw = torch.Generator().manual_seed(23)
     shapes = [((4, 4), (4, 4), (4,)), ((5, 3), (2, 3), (2,)), ((2, 5, 3), (7, 3), (7,))]
     cases = [tuple(torch.randn(*shape, generator=draw) for shape in case) for case in shapes]
-    return judge(
+    verdict = judge(
         answer,
         torch.nn.functional.linear,
         cases,
@@ -120,6 +161,13 @@ def check_linear(answer: Callable) -> Verdict:
             "The bias is missing.": lambda x, weight, bias: x @ weight.T,
             "The result is transposed: a row for each token, so x @ weight.T.": lambda x, weight, bias: (
                 weight @ x.mT + bias
+            ),
+            "The weight stands on the left, so the tokens are summed: x @ weight.T.": lambda x, weight, bias: (
+                weight @ x + bias
+            ),
+            "The bias is multiplied: add it.": lambda x, weight, bias: x @ weight.T * bias,
+            "The bias is summed into one number: it has one for each output, and broadcasts as it is.": (
+                lambda x, weight, bias: x @ weight.T + bias.sum()
             ),
             "The bias is missing, and the weight is not transposed.": lambda x, weight, bias: x @ weight,
             "The bias is added to the weight, which makes another weight. Add it after the product.": (
@@ -136,28 +184,46 @@ def check_linear(answer: Callable) -> Verdict:
         },
         success="Right: x @ weight.T + bias, and the same for a batch.",
     )
+    if " raised " in verdict.message and judge(answer, torch.nn.functional.linear, cases[:2]):
+        told = f"Right for one sentence. With a batch, {verdict.message} (x @ weight.T works for both.)"
+        return Verdict("failed", told)
+    return verdict
 
 
 def check_v2_from_v1(answer: Callable) -> Verdict:
     """Judge ``answer(v1)``: a ``SelfAttention_v2`` that computes what ``v1`` does, with weights of its own."""
     if not callable(answer):
         return judge(answer, _self_attention, [])
+    names = ("W_query", "W_key", "W_value")
+    told: list[str] = []  # what no difference of numbers says
+    astray: list[str] = []  # layers that do not hold what v1 has under their name
 
     @wraps(answer)
     def outputs(x: Tensor, *weights: Tensor) -> Tensor | None:
         v1 = SelfAttention_v1(*weights[0].shape)
-        for name, weight in zip(("W_query", "W_key", "W_value"), weights):
+        for name, weight in zip(names, weights):
             setattr(v1, name, nn.Parameter(weight.clone()))
         v2 = answer(v1)
         if v2 is None or v2 is Ellipsis:
             return None
-        if not isinstance(getattr(v2, "W_query", None), nn.Linear):  # the notebook has a SelfAttention_v2 of its own
-            raise TypeError("return a new SelfAttention_v2, not v1 itself or something else")
-        if v2.W_query.bias is not None:
-            raise ValueError("v1 has no bias here, so make v2 with qkv_bias=False")
+        layers = [layer for name in names if isinstance(layer := getattr(v2, name, None), nn.Linear)]
+        if len(layers) < len(names):  # no isinstance of v2: the notebook has a SelfAttention_v2 of its own
+            told.append("Return a new SelfAttention_v2, not v1 itself or something else.")
+            return None
+        if not all(torch.equal(getattr(v1, name), weight) for name, weight in zip(names, weights)):
+            told.append("v1 is changed: read its weights, and write into those of v2 alone.")
+        if any(layer.bias is not None and bool(layer.bias.any()) for layer in layers):
+            told.append("v1 has no bias here, so make v2 with qkv_bias=False.")
+        before = [layer.weight.detach().clone() for layer in layers]
+        astray.extend(n for n, held, weight in zip(names, before, weights) if not torch.equal(held, weight.T))
         with torch.no_grad():
             for parameter in v1.parameters():
                 parameter.zero_()  # v2's own weights do not notice
+        if not all(torch.equal(layer.weight, held) for layer, held in zip(layers, before)):
+            told.append(
+                "v2 and v1 share their weights: when v1 changes, v2 changes too. Copy the numbers, with clone() or "
+                "copy_()."
+            )
         return v2(x).detach()
 
     draw = torch.Generator().manual_seed(24)
@@ -165,13 +231,11 @@ def check_v2_from_v1(answer: Callable) -> Verdict:
         tuple(torch.randn(*shape, generator=draw) for shape in ((tokens, d_in), *[(d_in, d_out)] * 3))
         for tokens, d_in, d_out in ((5, 4, 4), (7, 3, 2))
     ]
-    return judge(
+    verdict = judge(
         outputs,
         _self_attention,
         cases,
         mistakes={
-            "v2 and v1 share their weights: when v1 changes, v2 changes too. Copy the numbers, with clone() or "
-            "copy_().": lambda x, q, k, v: torch.zeros_like(x @ v),
             "The weights are carried over, but not transposed: nn.Linear keeps (d_out, d_in).": lambda x, q, k, v: (
                 _self_attention(x, q.T, k.T, v.T)
             ),
@@ -183,6 +247,13 @@ def check_v2_from_v1(answer: Callable) -> Verdict:
         },
         success="Right: the same numbers, in weights of its own.",
     )
+    if told:
+        return Verdict("failed", told[0])
+    if verdict.message.endswith(" is right.") and astray:
+        return Verdict(
+            "failed", f"v2 does not hold v1's numbers, transposed, in {' and '.join(dict.fromkeys(astray))}."
+        )
+    return verdict
 
 
 def _weights(query: Tensor, key: Tensor) -> Tensor:
