@@ -65,6 +65,17 @@ def judge(
     return stopped
 
 
+def differs(answer: Callable, inputs: tuple, shape: tuple[int, ...]) -> bool:
+    """Whether two calls give two results, both of this shape: then there is chance in the answer."""
+    try:
+        one, other = (_tensor(answer(*_copied(inputs))) for _ in range(2))
+    except Exception:  # the verdict tells what it raised
+        return False
+    if one is None or other is None:
+        return False
+    return one.shape == other.shape == shape and not torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
 def _run(name: str, answer: Callable, inputs: tuple) -> Tensor | Verdict:
     """The learner's result as a tensor, or what to say where there is none."""
     fresh = _copied(inputs)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnlib.checks._judge import Verdict, judge
+from attnlib.checks._judge import Verdict, differs, judge
 from attnlib.masks import causal_mask, padding_mask
 from attnlib.self_attention import context_vectors
 
@@ -37,6 +37,27 @@ def check_causal_weights(answer: Callable[[Tensor], Tensor]) -> Verdict:
         ),
         "The scores are scaled once more: they come scaled, leave out the root.": lambda s: _weights(
             s / s.shape[-1] ** 0.5, _later(s)
+        ),
+        "−∞ stands among the weights: write it into the scores, before the softmax.": lambda s: s.softmax(
+            -1
+        ).masked_fill(_later(s), -torch.inf),
+        "There is a softmax too many: after hiding weights, divide each row by its sum; after hiding scores, do "
+        "nothing more.": lambda s: s.softmax(-1).tril().softmax(-1),
+        "There is one softmax too many, the second.": lambda s: _weights(s, _later(s)).softmax(-1),
+        "These are exponentials still: divide each row by its sum.": lambda s: s.exp().tril(),
+        "These are logarithms of the weights: take softmax, not log_softmax.": lambda s: _weights(s, _later(s)).log(),
+        "The softmax runs over all scores of a sentence at once: use dim=-1, so that each row sums to one.": lambda s: (
+            _weights(s.flatten(-2), _later(s).flatten(-2)).view(s.shape)
+        ),
+        "All weights are divided by one sum: each row has its own, sum(dim=-1, keepdim=True).": lambda s: (
+            s.softmax(-1).tril() / s.softmax(-1).tril().sum((-2, -1), keepdim=True)
+        ),
+        "The columns sum to one: divide each row by its sum, dim=-1.": lambda s: (
+            s.softmax(-1).tril() / s.softmax(-1).tril().sum(-2, keepdim=True)
+        ),
+        "This is the mask: fill the scores where it says so, then take the softmax.": _later,
+        "The scores play no part, so all weights of a row are equal: put −∞ into the scores.": lambda s: _weights(
+            torch.zeros_like(s), _later(s)
         ),
     }
     return judge(
@@ -73,6 +94,31 @@ def check_look_mask(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
         "This is a mask of numbers, 0 and −∞. Return a boolean one, True = look.": lambda n, t: torch.zeros(
             len(n), t, t
         ).masked_fill(~_look(n, t), -torch.inf),
+        "The last real token is hidden: positions count from 0, so position < length.": lambda n, t: _look(n - 1, t),
+        "One later token is still seen: tril(), not tril(1).": lambda n, t: (
+            padding_mask(n, t)[:, None] & torch.ones(t, t, dtype=torch.bool).tril(1)
+        ),
+        "True means hide here, and only what both masks hide is hidden: a key is seen where it is real & not "
+        "later.": lambda n, t: ~(padding_mask(n, t)[:, None] | causal_mask(t)),
+        "The padding is seen and the real keys are not: position < length marks the real ones.": lambda n, t: (
+            ~padding_mask(n, t)[:, None] & causal_mask(t)
+        ),
+        "The padding stands on the right: the real keys are the first ones of each sentence.": lambda n, t: (
+            padding_mask(n, t).flip(-1)[:, None] & causal_mask(t)
+        ),
+        "Rows and columns are swapped: a row is a query, a column a key.": lambda n, t: _look(n, t).mT,
+        "The future may still be seen, and the lengths belong to the axis of the keys only.": lambda n, t: (
+            padding_mask(n, t)[:, None] & padding_mask(n, t)[:, :, None]
+        ),
+        "Padding sees itself on the diagonal: a key that is not real is hidden from every query.": lambda n, t: (
+            _look(n, t) | torch.eye(t, dtype=torch.bool)
+        ),
+        "This is the mask of the real tokens: give it an axis for the queries, real[:, None, :], and combine it with "
+        "the causal one.": padding_mask,
+        "This is the causal mask alone: combine it with the real keys of each sentence.": lambda n, t: causal_mask(t),
+        "The axis of the queries has one place: combine with the causal mask (tokens, tokens).": lambda n, t: (
+            padding_mask(n, t)[:, None]
+        ),
     }
     verdict = judge(
         answer, _look, cases, mistakes=mistakes, success="Right: True exactly where a real key is not later."
@@ -103,14 +149,33 @@ def check_dropout(answer: Callable[[Tensor, Tensor, float], Tensor]) -> Verdict:
         "one.": lambda w, keep, p: w * keep / (w * keep).sum(-1, keepdim=True),
         "Nothing is dropped: multiply by keep.": lambda w, keep, p: w / (1 - p),
         "This is evaluation, where dropout does nothing; write what training does.": lambda w, keep, p: w,
+        "Divide by 1 − p, not by the share that happens to stay in this draw.": lambda w, keep, p: (
+            w * keep / keep.float().mean()
+        ),
+        "Python divides first: put 1 − p in parentheses.": lambda w, keep, p: w * keep / 1 - p,
+        "p is the share that goes: divide by 1 − p, do not multiply by p.": lambda w, keep, p: w * keep * p,
+        "The factor 1/(1 − p) is there twice.": lambda w, keep, p: w * keep / (1 - p) ** 2,
+        "The weights play no part: multiply them by keep.": lambda w, keep, p: keep / (1 - p),
+        "What is dropped becomes 0; here it stays as it was.": lambda w, keep, p: torch.where(keep, w / (1 - p), w),
+        "These are weights, after the softmax: what is dropped becomes 0, not −∞.": lambda w, keep, p: (
+            w / (1 - p)
+        ).masked_fill(~keep, -torch.inf),
+        "There is no softmax after dropout: what is dropped becomes 0, the rest grows.": lambda w, keep, p: (
+            w.masked_fill(~keep, -torch.inf).softmax(-1)
+        ),
+        "Only what stays is returned: keep the shape, with zeros for what goes.": lambda w, keep, p: w[keep] / (1 - p),
     }
-    return judge(
-        answer,
-        lambda weights, keep, p: weights * keep / (1 - p),
-        cases,
-        mistakes=mistakes,
-        success="Right: dropped weights are zero, the others grow by 1/(1 − p), and the mean stays.",
-    )
+    with torch.random.fork_rng(devices=[]):
+        verdict = judge(
+            answer,
+            lambda weights, keep, p: weights * keep / (1 - p),
+            cases,
+            mistakes=mistakes,
+            success="Right: dropped weights are zero, the others grow by 1/(1 − p), and the mean stays.",
+        )
+        if verdict.status == "failed" and differs(answer, cases[0], cases[0][0].shape):
+            return Verdict("failed", "Two calls give different numbers: keep says what stays, so draw nothing here.")
+    return verdict
 
 
 def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
@@ -120,10 +185,11 @@ def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
     layers = [
         lambda x: -context_vectors(x) * torch.arange(1, len(x) + 1)[:, None],  # every token sees every token
         lambda x: torch.cumsum(x, dim=-2),  # causal
-        lambda x: x - 0.5 * x.roll(-1, dims=-2),  # sees one step ahead
-        lambda x: x + 2.0 * x[-1:],  # everybody sees the last token
+        lambda x: 9 + x - 0.5 * x.roll(-1, dims=-2),  # sees one step ahead; positive outputs fall
+        lambda x: x + x[-1:] * torch.arange(1, len(x) + 1)[:, None] * torch.tensor([-2, 1, -1]),  # sees the last token
     ]
-    cases = [(layer, torch.randn(tokens, 3, generator=generator), 2) for layer, tokens in zip(layers, (5, 7, 4, 6))]
+    sizes = ((5, 2), (7, 4), (4, 3), (6, 4))  # tokens, position
+    cases = [(layer, torch.randn(n, 3, generator=generator), p) for layer, (n, p) in zip(layers, sizes)]
     mistakes = {
         "A fall counts as much as a rise: take abs() of the difference before max().": lambda f, x, p: _difference(
             f, x, p
@@ -147,6 +213,52 @@ def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
             _difference(f, x, p)[:p].abs().mean()
         ),
         "This is the same for a layer that leaks and one that does not.": lambda f, x, p: 0.0,
+        "Take abs() before max(): the largest of the signed differences may be a small one.": lambda f, x, p: (
+            _difference(f, x, p)[:p].max().abs()
+        ),
+        "abs() belongs around the difference, not around each output: subtract first.": lambda f, x, p: (
+            _grown(f, x, p).abs() - f(x).abs()
+        )[:p].max(),
+        "This is the difference of two maxima: subtract first, then take abs() and max().": lambda f, x, p: (
+            _grown(f, x, p)[:p].max() - f(x)[:p].max()
+        ).abs(),
+        "The change starts one token too early: the token before position stays.": lambda f, x, p: (
+            _difference(f, x, p - 1)[:p].abs().max()
+        ),
+        "All tokens were changed: those before position stay.": lambda f, x, p: _difference(f, x, 0)[:p].abs().max(),
+        "Only the last token was changed: change all from position on.": lambda f, x, p: (
+            _difference(f, x, -1)[:p].abs().max()
+        ),
+        "Only the first token is looked at: take all before position.": lambda f, x, p: (
+            _difference(f, x, p)[0].abs().max()
+        ),
+        "Only the token right before position is looked at: take all before it.": lambda f, x, p: (
+            _difference(f, x, p)[p - 1].abs().max()
+        ),
+        "The token right before position is left out: the slice is [:position].": lambda f, x, p: (
+            _difference(f, x, p)[: p - 1].abs().max()
+        ),
+        "The changes are added up: take the largest.": lambda f, x, p: _difference(f, x, p)[:p].abs().sum(),
+        "This is the smallest change: take the largest.": lambda f, x, p: _difference(f, x, p)[:p].abs().min(),
+        "The change is squared: take abs().": lambda f, x, p: _difference(f, x, p)[:p].square().max(),
+        "Return how far, not whether: the largest change itself.": lambda f, x, p: float(
+            _difference(f, x, p)[:p].abs().max() > 1e-6
+        ),
+        "The first call gets fewer tokens: give both calls all of them, and slice the outputs.": lambda f, x, p: (
+            (f(x[:p]) - f(x)[:p]).abs().max()
+        ),
+        "Add 1 to the tokens, do not set them to 1.": lambda f, x, p: (
+            (f(torch.cat([x[:p], torch.ones_like(x[p:])])) - f(x))[:p].abs().max()
+        ),
+        "The columns were changed: tokens are the rows, x[position:].": lambda f, x, p: (
+            _difference(lambda y: f(y.T), x.T, p)[:p].abs().max()
+        ),
+        "This is one number for each token: take the largest of all.": lambda f, x, p: (
+            _difference(f, x, p)[:p].abs().amax(-1)
+        ),
+        "This is one number for each column: take the largest of all.": lambda f, x, p: (
+            _difference(f, x, p)[:p].abs().amax(0)
+        ),
     }
     return judge(
         answer,
@@ -170,8 +282,12 @@ def _look(lengths: Tensor, tokens: int) -> Tensor:
     return padding_mask(lengths, tokens)[:, None, :] & causal_mask(tokens)  # (batch, tokens, tokens)
 
 
-def _difference(layer: Callable, x: Tensor, start: int, stop: int | None = None) -> Tensor:
-    """How the outputs differ when the tokens from start to stop grow by 1."""
+def _grown(layer: Callable, x: Tensor, start: int, stop: int | None = None) -> Tensor:
+    """The outputs when the tokens from start to stop grow by 1."""
     grown = x.clone()
     grown[start:stop] += 1.0
-    return layer(grown) - layer(x)
+    return layer(grown)
+
+
+def _difference(layer: Callable, x: Tensor, start: int, stop: int | None = None) -> Tensor:
+    return _grown(layer, x, start, stop) - layer(x)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from attnlib.attend import attend
-from attnlib.checks._judge import Verdict, judge
-from attnlib.masks import causal_mask
-from attnlib.multi_head import MultiHeadAttentionWrapper, join_heads, split_heads
+from attnlib.checks._judge import Verdict, differs, judge
+from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 
 
 def check_two_columns(answer: Callable[[Tensor], Tensor]) -> Verdict:
@@ -24,6 +23,10 @@ def check_two_columns(answer: Callable[[Tensor], Tensor]) -> Verdict:
         ),
         "Dropout is on: the wrapper's default is 0.1. Give dropout=0.0.": lambda x: _wrapped(x, dropout=0.1),
         "One head with one column: the wrapper needs num_heads=2.": lambda x: _wrapped(x, num_heads=1),
+        "Both columns come from one head, or from two with the same weights: set the seed once, and make one wrapper "
+        "with num_heads=2.": lambda x: _wrapped(x, num_heads=1).repeat(1, 1, 2),
+        "The Linears have a bias: leave qkv_bias out.": lambda x: _wrapped(x, qkv_bias=True),
+        "MultiHeadAttention has an out_proj besides: take MultiHeadAttentionWrapper.": _split_layer,
     }
     with torch.random.fork_rng(devices=[]):
         verdict = judge(
@@ -33,7 +36,7 @@ def check_two_columns(answer: Callable[[Tensor], Tensor]) -> Verdict:
             mistakes=mistakes,
             success="Right: two heads with one column each make two columns.",
         )
-        if verdict.status == "failed" and _differs(answer, cases[0][0]):
+        if verdict.status == "failed" and differs(answer, cases[0], (*cases[0][0].shape[:2], 2)):
             return Verdict(
                 "failed",
                 "Two calls give different numbers: call torch.manual_seed(5) right before you make the wrapper.",
@@ -61,6 +64,13 @@ def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
         "The heads are a list of slices along the first axis: put them on axis 1.": lambda x, h: torch.stack(
             x.chunk(h, dim=-1)
         ),
+        "The transpose comes before the cut, which mixes the tokens: view the columns as (heads, head_dim) "
+        "first.": lambda x, h: x.mT.reshape(x.shape[0], h, x.shape[1], -1),
+        "num_heads is how many heads there are, not how wide one is: the width is d_out // num_heads.": lambda x, h: (
+            torch.stack(x.split(h, dim=-1), 1)
+        ),
+        "The columns are viewed as (head_dim, heads), and nothing changes places: view them as (heads, head_dim), "
+        "then transpose(1, 2).": lambda x, h: x.view(*x.shape[:2], -1, h),
     }
     return judge(
         answer, split_heads, cases, mistakes=mistakes, success="Right: each head keeps all tokens and its own columns."
@@ -82,6 +92,13 @@ def check_join_heads(answer: Callable[[Tensor], Tensor]) -> Verdict:
         ).flatten(-2),
         "The heads stand below each other: join them along the last axis.": lambda x: x.flatten(1, 2),
         "The heads and head_dim are still two axes: flatten the last two.": lambda x: x.transpose(1, 2),
+        "The tokens and head_dim became one axis: bring the tokens before the heads first.": lambda x: x.flatten(-2),
+        "The tokens and the heads became one axis: flatten the last two, flatten(-2).": lambda x: x.transpose(
+            1, 2
+        ).flatten(1, 2),
+        "transpose(2, 3) turns each head over and leaves the heads where they are: transpose(1, 2).": lambda x: (
+            x.mT.reshape(x.shape[0], x.shape[2], -1)
+        ),
     }
     return judge(
         answer, join_heads, cases, mistakes=mistakes, success="Right: the heads stand side by side, token by token."
@@ -90,7 +107,7 @@ def check_join_heads(answer: Callable[[Tensor], Tensor]) -> Verdict:
 
 def check_parameter_count(answer: Callable[[int, int, int, bool], int]) -> Verdict:
     """Check ``answer(d_in, d_out, num_heads, qkv_bias)``: the number of parameters of ``MultiHeadAttention``."""
-    cases = [(11, 6, 3, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False)]
+    cases = [(11, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False)]
     mistakes = {
         "The heads share the matrices: the number of heads does not count.": lambda i, o, h, b: h * _count(i, o, h, b),
         "out_proj is missing: d_out · d_out weights and a bias.": lambda i, o, h, b: 3 * (i * o + b * o),
@@ -109,6 +126,26 @@ def check_parameter_count(answer: Callable[[int, int, int, bool], int]) -> Verdi
         "W_query, W_key and W_value have d_in · d_out weights each, not d_out · d_out.": lambda i, o, h, b: _count(
             o, o, h, b
         ),
+        "out_proj has d_out · d_out weights and d_out biases: d_in plays no part.": lambda i, o, h, b: (
+            3 * (i * o + b * o) + i * i + i
+        ),
+        "The bias of out_proj has d_out numbers, not d_in.": lambda i, o, h, b: _count(i, o, h, b) - o + i,
+        "Each of W_query, W_key and W_value has its own bias: three times d_out.": lambda i, o, h, b: (
+            _count(i, o, h, b) - 2 * b * o
+        ),
+        "A bias is one number for each column, d_out in all.": lambda i, o, h, b: _count(i, o, h, b) + b * (3 - 3 * o),
+        "There are three projections: query, key and value.": lambda i, o, h, b: _count(i, o, h, b) - i * o - b * o,
+        "d_out is the width of all heads together: W_query is there once, not once for each head.": lambda i, o, h, b: (
+            3 * h * (i * o + b * o) + o * o + o
+        ),
+        "This counts the heads of the wrapper, d_out columns each: here they share d_out columns, and out_proj "
+        "follows.": lambda i, o, h, b: 3 * h * (i * o + b * o),
+        "This is one head of d_out / num_heads columns, and out_proj: count all heads.": lambda i, o, h, b: (
+            3 * (i + b) * (o // h) + o * o + o
+        ),
+        "`… if qkv_bias else 0` takes the whole sum: put parentheses round it.": lambda i, o, h, b: (
+            _count(i, o, h, b) if b else 0
+        ),
     }
     return judge(
         answer, _count, cases, mistakes=mistakes, success="Right: three projections and out_proj, however many heads."
@@ -123,26 +160,55 @@ def check_multi_head(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) ->
     cases = [(*(2 * torch.randn(*shape, generator=generator) for _ in range(3)), heads) for shape, heads in sizes]
 
     mistakes = {
-        "The scores are divided by √d_out: each head multiplies head_dim columns, so √head_dim.": lambda q, k, v, h: (
-            join_heads(_heads(q, k, v, h, scale=q.shape[-1] ** -0.5))
+        "The scores are divided by √d_out: each head multiplies head_dim columns, so √head_dim.": _scaled(
+            lambda q, h: q.shape[-1] ** -0.5
         ),
-        "The scores are not scaled: divide them by √head_dim.": lambda q, k, v, h: join_heads(
-            _heads(q, k, v, h, scale=1.0)
-        ),
-        "The scores are divided by head_dim: take its root.": lambda q, k, v, h: join_heads(
-            _heads(q, k, v, h, scale=h / q.shape[-1])
+        "The scores are not scaled: divide them by √head_dim.": _scaled(lambda q, h: 1.0),
+        "The scores are divided by head_dim: take its root.": _scaled(lambda q, h: h / q.shape[-1]),
+        "The scores are multiplied by √head_dim: divide them by it.": _scaled(lambda q, h: (q.shape[-1] / h) ** 0.5),
+        "The scores are divided by √num_heads: take √head_dim, the columns of one head.": _scaled(lambda q, h: h**-0.5),
+        "The scores are divided by √tokens: take √head_dim.": _scaled(lambda q, h: q.shape[1] ** -0.5),
+        "The root comes after the softmax: divide the scores, before it.": lambda q, k, v, h: (
+            _scaled(lambda q, h: 1.0)(q, k, v, h) * (h / q.shape[-1]) ** 0.5
         ),
         "The future is not hidden.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, is_causal=False)),
-        "The mask is the wrong way round: it hides the past.": lambda q, k, v, h: join_heads(
-            _heads(q, k, v, h, causal_mask(q.shape[1]).mT, is_causal=False)
+        "The mask is the wrong way round: it hides the past.": _weighed(lambda s: _hidden(s, _ones(s).tril(-1))),
+        "The diagonal is hidden as well, and the first query sees nothing (NaN): give triu diagonal=1.": _weighed(
+            lambda s: _hidden(s, _ones(s).triu(0))
         ),
-        "The diagonal is hidden as well, and the first query sees nothing (NaN): give triu "
-        "diagonal=1.": lambda q, k, v, h: join_heads(_plain(q, k, v, h, hide=0)),
         "The mask is the wrong way round, and the last query sees nothing (NaN): masked_fill hides where its mask is "
-        "True, so give it triu(diagonal=1).": lambda q, k, v, h: join_heads(_plain(q, k, v, h, hide=None)),
+        "True, so give it triu(diagonal=1).": _weighed(lambda s: _hidden(s, _ones(s).tril())),
+        "One later token is still seen: give triu diagonal=1, not 2.": _weighed(lambda s: _hidden(s, _ones(s).triu(2))),
         "The rows do not sum to one: a mask after the softmax needs each row divided by its sum; or hide with −∞ "
-        "before it.": lambda q, k, v, h: join_heads(_plain(q, k, v, h, late=True)),
-        "The softmax runs over the queries: use dim=-1.": lambda q, k, v, h: join_heads(_plain(q, k, v, h, dim=-2)),
+        "before it.": _weighed(lambda s: s.softmax(-1).tril()),
+        "The hidden scores are set to 0, and exp(0) is 1: set them to −inf.": _weighed(lambda s: s.tril().softmax(-1)),
+        "The softmax runs over the queries: use dim=-1.": _weighed(lambda s: _hidden(s, dim=-2)),
+        "The softmax runs over the heads (NaN where all of them hide a key): use dim=-1.": _weighed(
+            lambda s: _hidden(s, dim=1)
+        ),
+        "The softmax is missing.": _weighed(torch.tril),
+        "There is one softmax too many, the second.": _weighed(lambda s: _hidden(s).softmax(-1)),
+        "The weights are transposed: weights @ value, a row for each query.": _weighed(lambda s: _hidden(s).mT),
+        "Query and key have changed places: a row of scores belongs to a query, query @ key.mT.": lambda q, k, v, h: (
+            join_heads(_heads(k, q, v, h))
+        ),
+        "Key and value have changed places.": lambda q, k, v, h: join_heads(_heads(q, v, k, h)),
+        "The keys are averaged: weights @ value.": lambda q, k, v, h: join_heads(_heads(q, k, k, h)),
+        "These are the weights: average the values with them, weights @ value.": lambda q, k, v, h: _hidden(
+            split_heads(q, h) @ split_heads(k, h).mT / (q.shape[-1] / h) ** 0.5
+        ),
+        "The columns of the heads alternate in the split: view them as (heads, head_dim).": lambda *x: join_heads(
+            _heads(*x, split=_alternate)
+        ),
+        "The columns of the heads alternate in the join: transpose(1, 2), then flatten(-2).": lambda *x: (
+            _heads(*x).permute(0, 2, 3, 1).flatten(-2)
+        ),
+        "The heads are averaged: put them side by side.": lambda *x: _heads(*x).mean(1),
+        "The heads are added: put them side by side.": lambda *x: _heads(*x).sum(1),
+        "The heads stand below each other: join them along the last axis.": lambda *x: _heads(*x).flatten(1, 2),
+        "The tokens stand before the heads, which are two axes still: flatten the last two.": lambda *x: _heads(
+            *x
+        ).transpose(1, 2),
         "There is one head only: split query, key and value first.": lambda q, k, v, h: join_heads(_heads(q, k, v, 1)),
         "The tokens and the heads have not changed places, so each head looks at heads: transpose(1, 2) after the "
         "view.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, split=_uncrossed)),
@@ -167,22 +233,18 @@ def check_multi_head(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) ->
     )
 
 
-def _wrapped(x: Tensor, d_out: int = 1, num_heads: int = 2, dropout: float = 0.0) -> Tensor:
+def _wrapped(x: Tensor, d_out: int = 1, num_heads: int = 2, dropout: float = 0.0, qkv_bias: bool = False) -> Tensor:
     torch.manual_seed(5)
-    return MultiHeadAttentionWrapper(x.shape[-1], d_out, x.shape[-2], num_heads, dropout)(x)
+    return MultiHeadAttentionWrapper(x.shape[-1], d_out, x.shape[-2], num_heads, dropout, qkv_bias)(x)
+
+
+def _split_layer(x: Tensor) -> Tensor:
+    torch.manual_seed(5)
+    return MultiHeadAttention(x.shape[-1], 2, x.shape[-2], 0.0, num_heads=2)(x)
 
 
 def _count(d_in: int, d_out: int, num_heads: int, qkv_bias: bool) -> int:
     return 3 * (d_in * d_out + qkv_bias * d_out) + d_out * d_out + d_out
-
-
-def _differs(answer: Callable, x: Tensor) -> bool:
-    """Whether two calls give two results, each of the right shape."""
-    try:
-        one, other = (torch.as_tensor(answer(x.clone())) for _ in range(2))
-    except Exception:  # the verdict tells what it raised
-        return False
-    return one.shape == other.shape == (*x.shape[:2], 2) and not torch.equal(one, other)
 
 
 def _straight(x: Tensor, num_heads: int) -> Tensor:
@@ -193,23 +255,31 @@ def _uncrossed(x: Tensor, num_heads: int) -> Tensor:
     return x.view(*x.shape[:2], num_heads, -1)  # (batch, tokens, num_heads, head_dim): the mistake
 
 
-def _plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    *,
-    hide: int | None = 1,
-    late: bool = False,
-    dim: int = -1,
-) -> Tensor:
-    """What each head gives, NaN included: hides from diagonal ``hide`` on (None: what it should see), or late."""
-    query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
-    scores = query @ key.mT / query.shape[-1] ** 0.5  # (batch, num_heads, tokens, tokens)
-    if late:
-        return scores.softmax(dim).tril() @ value
-    future = torch.ones_like(scores, dtype=torch.bool).triu(1 if hide is None else hide)
-    return scores.masked_fill(~future if hide is None else future, -torch.inf).softmax(dim) @ value
+def _alternate(x: Tensor, num_heads: int) -> Tensor:
+    return x.view(*x.shape[:2], -1, num_heads).permute(0, 3, 1, 2)  # head 0 gets every num_heads-th column: the mistake
+
+
+def _ones(scores: Tensor) -> Tensor:
+    return torch.ones_like(scores, dtype=torch.bool)
+
+
+def _hidden(scores: Tensor, hide: Tensor | None = None, dim: int = -1) -> Tensor:
+    return scores.masked_fill(_ones(scores).triu(1) if hide is None else hide, -torch.inf).softmax(dim)
+
+
+def _weighed(weigh: Callable) -> Callable:
+    """An answer, NaN included, that makes its weights of the scaled scores by ``weigh``."""
+
+    def answer(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+        query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
+        return join_heads(weigh(query @ key.mT / query.shape[-1] ** 0.5) @ value)
+
+    return answer
+
+
+def _scaled(scale: Callable) -> Callable:
+    """An answer that multiplies its scores by ``scale(query, num_heads)``."""
+    return lambda q, k, v, h: join_heads(_heads(q, k, v, h, scale=scale(q, h)))
 
 
 def _heads(
@@ -217,7 +287,6 @@ def _heads(
     key: Tensor,
     value: Tensor,
     num_heads: int,
-    mask: Tensor | None = None,
     *,
     split: Callable = split_heads,
     is_causal: bool = True,
@@ -225,4 +294,4 @@ def _heads(
 ) -> Tensor:
     """What each head gives, (batch, num_heads, tokens, head_dim)."""
     query, key, value = (split(x, num_heads) for x in (query, key, value))
-    return attend(query, key, value, mask, is_causal=is_causal, scale=scale).output
+    return attend(query, key, value, is_causal=is_causal, scale=scale).output
