@@ -162,6 +162,8 @@ WRONG = [
     (check_leak, lambda f, x, p: (f(grown(x, p)) - f(x))[:p].abs().amax(1), "for each token"),
     (check_leak, lambda f, x, p: (f(grown(x, p)) - f(x))[:p].abs().amax(0), "for each column"),
     (check_leak, lambda f, x, p: moved(f, x, p, None, p, torch.Tensor.clone), "abs"),
+    (check_leak, lambda f, x, p: (f(x) - f(grown(x, p)))[:p].max(), "A rise counts"),
+    (check_leak, lambda f, x, p: (f(grown(x, p)) - f(x))[:p].min().abs(), "A rise counts"),
     (check_leak, lambda f, x, p: moved(f, x, p, None, None), "before position only"),
     (check_leak, lambda f, x, p: moved(f, x, p, p + 1, p), "Only the token at position"),
     (check_leak, lambda f, x, p: moved(f, x, p + 1, None, p), "one token too late"),

@@ -186,7 +186,9 @@ def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
         lambda x: -context_vectors(x) * torch.arange(1, len(x) + 1)[:, None],  # every token sees every token
         lambda x: torch.cumsum(x, dim=-2),  # causal
         lambda x: 9 + x - 0.5 * x.roll(-1, dims=-2),  # sees one step ahead; positive outputs fall
-        lambda x: x + x[-1:] * torch.arange(1, len(x) + 1)[:, None] * torch.tensor([-2, 1, -1]),  # sees the last token
+        lambda x: (
+            x + x[-1:] * torch.arange(1, len(x) + 1)[:, None] * torch.tensor([2, -0.7, 0.3])
+        ),  # sees the last token
     ]
     sizes = ((5, 2), (7, 4), (4, 3), (6, 4))  # tokens, position
     cases = [(layer, torch.randn(n, 3, generator=generator), p) for layer, (n, p) in zip(layers, sizes)]
@@ -194,6 +196,9 @@ def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
         "A fall counts as much as a rise: take abs() of the difference before max().": lambda f, x, p: _difference(
             f, x, p
         )[:p].max(),
+        "A rise counts as much as a fall: take abs() of the difference before max().": lambda f, x, p: (
+            -_difference(f, x, p)[:p].min()
+        ),
         "The tokens that you changed are compared too: look at the outputs before position only.": lambda f, x, p: (
             _difference(f, x, p).abs().max()
         ),
