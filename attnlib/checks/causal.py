@@ -14,6 +14,7 @@ def check_causal_weights(answer: Callable[[Tensor], Tensor]) -> Verdict:
     """Check ``answer(scores)``: scaled scores (…, tokens, tokens) to causal weights of the same shape."""
     generator = torch.Generator().manual_seed(3)
     cases = [(3 * torch.randn(*shape, generator=generator),) for shape in ((5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1))]
+    cases.append((torch.randn(6, 6, generator=generator) - 80,))  # all so low that −30 hides nothing
     mistakes = {
         "The future is not hidden: these are the weights of full attention.": lambda s: s.softmax(-1),
         "The mask is the wrong way round: it hides the past.": lambda s: _weights(s, _later(s).mT),
@@ -25,6 +26,9 @@ def check_causal_weights(answer: Callable[[Tensor], Tensor]) -> Verdict:
             s, _later(s, 0)
         ),
         "One later token is still seen: give triu diagonal=1, not 2.": lambda s: _weights(s, _later(s, 2)),
+        "The hidden scores get a finite number, and real scores may lie below it: set them to −inf.": lambda s: (
+            s.masked_fill(_later(s), -30.0).softmax(-1)
+        ),
         "The hidden scores are set to 0, and exp(0) is 1: set them to −inf.": lambda s: s.tril().softmax(-1),
         "A row does not sum to one: after a mask on the weights, divide each row by its sum.": lambda s: s.softmax(
             -1
@@ -260,9 +264,6 @@ def check_leak(answer: Callable[[Callable, Tensor, int], float]) -> Verdict:
         ),
         "This is one number for each token: take the largest of all.": lambda f, x, p: (
             _difference(f, x, p)[:p].abs().amax(-1)
-        ),
-        "This is one number for each column: take the largest of all.": lambda f, x, p: (
-            _difference(f, x, p)[:p].abs().amax(0)
         ),
     }
     return judge(
