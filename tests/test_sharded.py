@@ -70,27 +70,41 @@ def test_without_process_groups_it_says_what_to_do():
         sharded_search(KVMemory(4, 1, 5), torch.randn(1, 1, 7, 5), 2)
 
 
-def test_bad_input_is_named():
+@pytest.fixture
+def group_of_one():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        query, key, value = torch.randn(2, 7, 5), torch.randn(2, 11, 5), torch.randn(2, 11, 3)
-        with pytest.raises(ValueError, match=r"key must have shape .*head_dim=5.*got \(2, 11, 3\)"):
-            sharded_attend(query, value, value)
-        with pytest.raises(TypeError, match="value must be a torch.Tensor; got list"):
-            sharded_attend(query, key, [1.0])
-        with pytest.raises(TypeError, match="key must have the dtype of query"):
-            sharded_attend(query, key.double(), value)
-        memory = KVMemory(4, 3, 5)
-        with pytest.raises(TypeError, match="memory must be a KVMemory; got Tensor"):
-            sharded_search(query, query, 2)
-        with pytest.raises(ValueError, match=r"query must have shape \(batch=1, heads=3, tokens, head_dim=5\)"):
-            sharded_search(memory, query[None], 2)
-        with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
-            sharded_search(memory, torch.randn(1, 3, 7, 5), 0)
-        with pytest.raises(TypeError, match="query must have the dtype of memory"):
-            sharded_search(memory, torch.randn(1, 3, 7, 5).double(), 2)
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_scored_in_float32(dtype):
+    memory = KVMemory(7, 1, 5, dtype=dtype)
+    memory.add(torch.randn(1, 1, 7, 5).to(dtype), torch.randn(1, 1, 7, 5).to(dtype))
+    query = torch.randn(1, 1, 3, 5).to(dtype)
+    for found, expected in zip(sharded_search(memory, query, 2), memory.search(query, 2)):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_bad_input_is_named():
+    query, key, value = torch.randn(2, 7, 5), torch.randn(2, 11, 5), torch.randn(2, 11, 3)
+    with pytest.raises(ValueError, match=r"key must have shape .*head_dim=5.*got \(2, 11, 3\)"):
+        sharded_attend(query, value, value)
+    with pytest.raises(TypeError, match="value must be a torch.Tensor; got list"):
+        sharded_attend(query, key, [1.0])
+    with pytest.raises(TypeError, match="key must have the dtype of query"):
+        sharded_attend(query, key.double(), value)
+    memory = KVMemory(4, 3, 5)
+    with pytest.raises(TypeError, match="memory must be a KVMemory; got Tensor"):
+        sharded_search(query, query, 2)
+    with pytest.raises(ValueError, match=r"query must have shape \(batch=1, heads=3, tokens, head_dim=5\)"):
+        sharded_search(memory, query[None], 2)
+    with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
+        sharded_search(memory, torch.randn(1, 3, 7, 5), 0)
+    with pytest.raises(TypeError, match="query must have the dtype of memory"):
+        sharded_search(memory, torch.randn(1, 3, 7, 5).double(), 2)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="torchrun's own store is not in every build for Windows")
