@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     widths, heights = (np.array(extents) for extents in zip(*sizes))
     figure, axes = plt.subplots(
         1, len(tensors), figsize=(0.55 * widths.sum() + 0.8 * len(tensors), 0.45 * heights.max() + 1.5),
-        squeeze=False, width_ratios=widths.tolist(), facecolor="white", layout="constrained",
+        squeeze=False, width_ratios=widths.tolist(), facecolor="white", layout=ConstrainedLayoutEngine(h_pad=0.1),
     )  # fmt: skip
     names = [*zip(explanation.tensors, explanation.inputs), ("output", explanation.free)]
     for operand, ax in enumerate(axes[0, :-1]):
