@@ -40,6 +40,14 @@ def test_length_does_not_matter(dtype):
         assert torch.equal(hash_buckets(vectors * factor, rotations), buckets)
 
 
+@pytest.mark.parametrize(("dtype", "factors"), [(torch.float64, (1e-290, 1e290)), (torch.float32, (1e-30, 1e30))])
+def test_not_even_a_tiny_or_a_huge_length_matters(dtype, factors):
+    vectors = torch.randn(2, 3, 29, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    rotations = random_rotations(5, 6, 2, num_heads=3, dtype=dtype)
+    for factor in factors:
+        assert torch.equal(hash_buckets(vectors * factor, rotations), hash_buckets(vectors, rotations))
+
+
 # Against others
 
 

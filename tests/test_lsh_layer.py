@@ -85,6 +85,21 @@ def test_padding_changes_nothing():
     torch.testing.assert_close(output[0, 23:], layer.out_proj.bias.expand(6, 6))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_compiled_it_is_the_same(batch):
+    layer, x = make_layer(), make_input()[:batch]
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    wanted = torch.autograd.grad(layer(x).sin().sum(), list(layer.parameters()))
+    torch.testing.assert_close(torch.autograd.grad(compiled(x).sin().sum(), list(layer.parameters())), wanted)
+
+
+def test_all_of_a_layer_is_made_on_the_default_device():
+    with torch.device("meta"):
+        layer = make_layer()
+    assert {t.device.type for t in layer.state_dict().values()} == {"meta"}
+
+
 def test_every_parameter_gets_a_gradient():
     layer = make_layer()
     layer(make_input()).sin().sum().backward()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlib.lsh import _sorted, hash_buckets, lsh_attention, random_rotations
+from attnlib.lsh import _rounds, _sorted, hash_buckets, lsh_attention, random_rotations
 from lsh_oracle import oracle
 
 FLAGS = [
@@ -85,6 +85,16 @@ def test_a_chunk_longer_than_the_sequence(flags):
     check_against_oracle(query_key, value, rotations, chunk_size=100, key_mask=make_mask("left", 11), **flags)
 
 
+def test_a_chunk_far_longer_than_the_sequence_takes_no_more_room():
+    query_key, value = make_inputs(11)
+    rotations = random_rotations(5, 2, 3, dtype=torch.float64)
+    for flags in FLAGS:
+        outputs = [lsh_attention(query_key, value, rotations, chunk_size=size, **flags) for size in (11, 10**9)]
+        assert torch.equal(*outputs)
+    nothing = lsh_attention(query_key[:, :, :0], value[:, :, :0], rotations, chunk_size=10**9)
+    assert nothing.shape == (2, 3, 0, 7)
+
+
 @pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
 def test_a_chunk_of_one_and_buckets_with_one_token(flags):
     query_key, value = make_inputs(17)
@@ -133,6 +143,25 @@ def test_gradients_by_differences(flags):
         return lsh_attention(query_key, value, rotations, chunk_size=2, key_mask=mask, **flags)
 
     assert torch.autograd.gradcheck(call, (query_key.clone().requires_grad_(), value.clone().requires_grad_()))
+
+
+@pytest.mark.parametrize("layout", ["rows", "split heads"])
+def test_torch_knows_what_the_operators_give(layout, monkeypatch):
+    """Shapes, strides and gradients that torch.compile plans with are those that come."""
+    calls, operators = {}, {name: getattr(_rounds, name) for name in ("lsh_forward", "lsh_backward")}
+    for name, operator in operators.items():
+        spy = lambda *inputs, name=name, operator=operator: calls.update({name: inputs}) or operator(*inputs)  # noqa: E731
+        monkeypatch.setattr(_rounds, name, spy)
+    query_key, value = (t.requires_grad_() for t in make_inputs(13, batch=1))
+    if layout == "split heads":
+        query_key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query_key, value))
+    rotations = random_rotations(5, 4, 2, dtype=torch.float64)
+    lsh_attention(query_key, value, rotations, chunk_size=3).sin().sum().backward()
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for name, inputs in calls.items():
+        inputs = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in inputs)
+        torch.library.opcheck(operators[name], inputs, test_utils=checks)
+    assert len(calls) == 2
 
 
 def test_gradient_of_one_input_alone():

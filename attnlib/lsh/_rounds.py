@@ -13,7 +13,7 @@ from attnlib.lsh._sorted import HUGE, LOG2_E, Rule, SortedHeads
 
 def attend_rounds(query_key: Tensor, value: Tensor, buckets: Tensor, key_mask: Tensor | None, rule: Rule) -> Tensor:
     """``lsh_attention`` with the buckets given: int64 (batch, heads, num_hashes, tokens)."""
-    if value.numel() == 0 or buckets.shape[2] == 0:
+    if value.numel() == 0:
         return value * 0.0
     batch, heads, _, tokens = buckets.shape
     real = None
@@ -160,7 +160,8 @@ def lsh_backward(
 @lsh_forward.register_fake
 def _(query_key, value, buckets, order, slot, real, *rule):
     dtype = torch.promote_types(value.dtype, torch.float32)
-    return torch.empty_like(value), value.new_empty(value.shape[:2], dtype=dtype)
+    output = torch.empty_like(value, memory_format=torch.contiguous_format)
+    return output, value.new_empty(value.shape[:2], dtype=dtype)
 
 
 @lsh_backward.register_fake

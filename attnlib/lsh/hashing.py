@@ -7,7 +7,6 @@ from attnlib._checks import check_count, check_shape, check_tensor
 
 PROJECTED = {"cpu": 2**18}  # projections held at a time: what a core's cache holds
 PROJECTED_ELSEWHERE = 2**23  # what keeps an accelerator busy
-HUGE = 2.0**126
 
 
 def random_rotations(
@@ -33,7 +32,7 @@ def random_rotations(
         generator: where the numbers come from. Without one they come from a fresh generator with seed 0: the same
             directions at every call. The global generator is never touched.
         dtype: floating-point dtype of the result; PyTorch's default where it is left out.
-        device: where the result lives. The draw is made where the generator lives, then moved.
+        device: where the result lives; left out, it is where the generator lives. The draw is made there, then moved.
 
     Returns:
         (num_heads, num_hashes, head_dim, num_buckets // 2).
@@ -115,15 +114,16 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
 def _largest(projected: Tensor) -> Tensor:
     """``argmax([x, −x])`` along the last axis, of operations that a CPU does many numbers at a time; argmax is not.
 
-    How far an entry lies below the largest, times −HUGE, plus a rank that falls from first to last: its maximum is the
-    rank of the first entry that is the largest.
+    How far an entry lies below the largest, times a huge negative number, plus a rank that falls from first to last:
+    its maximum is the rank of the first entry that is the largest.
     """
     half = projected.shape[-1]
     high, low = projected.amax(-1, keepdim=True), projected.amin(-1, keepdim=True)
     forward = high >= -low
     below = (projected - torch.where(forward, high, low)).abs_()  # 0 where largest
     rank = torch.arange(half, 0, -1, dtype=projected.dtype, device=projected.device)
-    first = half - torch.add(rank, below, alpha=-HUGE, out=below).amax(-1)
+    huge = torch.finfo(projected.dtype).max / 4
+    first = half - torch.add(rank, below, alpha=-huge, out=below).amax(-1)
     return (first + half * ~forward[..., 0]).nan_to_num(0.0).to(torch.int64).clamp_(0, 2 * half - 1)
 
 

@@ -72,7 +72,7 @@ class LSHSelfAttention(nn.Module):
         self.W_query_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
-        self.register_buffer("rotations", rotations)
+        self.register_buffer("rotations", rotations.to(self.W_value.weight.device))
 
     def resample_rotations(self, generator: torch.Generator | None = None) -> None:
         """Draw new directions into the buffer, from ``generator`` as in ``random_rotations``."""
