@@ -186,6 +186,7 @@ def ones(two, embed_dim):
         ),
         (lambda q, h: topk_attend(q, h._replace(mask=h.mask[..., :2])), ValueError, "hits.mask .*top_k=5.*got .*2"),
         (lambda q, h: topk_attend(q, h._replace(mask=h.mask.int())), TypeError, "mask must be a boolean tensor"),
+        (lambda q, h: topk_attend(q, h._replace(mask=None)), TypeError, "hits.mask must be a boolean tensor.*NoneType"),
         (lambda q, h: h.stacked(), ValueError, "num_heads=1; got 3 heads"),
         (lambda q, h: hits_of(heads=1).stacked(), ValueError, "head_dim equal to value_dim; got 11 and 13"),
         (

@@ -62,6 +62,13 @@ class TestWithFaiss:
             assert torch.equal(exact.ids, found.ids)
             assert index.recall(query, 5) == 1.0
 
+    def test_the_default_device_does_not_matter(self):
+        torch.manual_seed(0)
+        memory, query = memory_of(torch.randn(1, 2, 50, 5)), torch.randn(1, 2, 3, 5)
+        with torch.device("meta"):
+            found = IVFIndex(memory, num_lists=3, num_probes=3).search(query, 4)
+        assert torch.equal(found.ids, memory.search(query, 4).ids)
+
     def test_scores_pass_their_gradient_to_the_query(self):
         memory = memory_of(torch.randn(1, 1, 50, 5))
         query = torch.randn(1, 1, 3, 5, requires_grad=True)

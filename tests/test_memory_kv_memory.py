@@ -293,6 +293,26 @@ def test_a_memory_made_in_inference_mode_works_outside_it():
     assert len(memory) == 0
 
 
+def test_a_memory_moved_in_inference_mode_works_outside_it():
+    memory = KVMemory(capacity=3, num_heads=1, head_dim=2)
+    with torch.inference_mode():
+        memory.to("meta")
+    assert not memory._keys.is_inference()
+    assert not memory._values.is_inference()
+
+
+def test_a_memory_lives_on_its_own_device_whatever_the_default(tmp_path):
+    memory, tokens = KVMemory(capacity=3, num_heads=1, head_dim=2), random(1, 1, 5, 2)
+    with torch.device("meta"):
+        memory.add(tokens, tokens)
+        hits = memory.search(memory._keys[:, :, :1], 2)
+        memory.save(tmp_path / "m")
+        loaded = KVMemory.load(tmp_path / "m", device="cpu")
+        assert repr(loaded).endswith("lengths=[3])")
+    assert {tensor.device.type for tensor in (*hits, memory.lengths)} == {"cpu"}
+    assert torch.equal(loaded.search(memory._keys[:, :, :1], 2).ids, hits.ids)
+
+
 def test_to_moves_and_returns_the_memory():
     memory = KVMemory(capacity=3, num_heads=1, head_dim=2)
     assert memory.to("cpu") is memory

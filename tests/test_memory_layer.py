@@ -344,8 +344,9 @@ def test_normalising_copes_with_a_zero_vector():
         (lambda m: layer_of()(tokens_of(8), m), ValueError, "x must have at most context_length=7 tokens; got 8"),
         (lambda m: layer_of()(tokens_of(7)[..., :5], m), ValueError, r"x must have shape .*d_in=11.*got \(2, 7, 5\)"),
         (lambda m: layer_of()(tokens_of(7), "memory"), TypeError, "memory must be a KVMemory; got str"),
-        (lambda m: layer_of()(tokens_of(7, batch=3), m), ValueError, "query must have shape .*batch=2.*got .3"),
-        (lambda m: layer_of(head_dim=5)(tokens_of(7), m), ValueError, "head_dim=4.*got .*5"),
+        (lambda m: layer_of()(tokens_of(7, batch=3), m), ValueError, "memory must have batch_size=3, .*; got 2"),
+        (lambda m: layer_of()(tokens_of(7)[0], m), ValueError, "memory must have batch_size=1, .*; got 2"),
+        (lambda m: layer_of(head_dim=5)(tokens_of(7), m), ValueError, "memory must have head_dim=5, .*; got 4"),
         (
             lambda m: MemoryAttention(3, 4, 5, 0.0, 2, fusion="sum"),
             ValueError,
@@ -366,4 +367,16 @@ def test_errors(call, error, match):
     memory = KVMemory(19, HEADS, 4, batch_size=BATCH, dtype=torch.float64)
     with pytest.raises(error, match=match):
         call(memory)
+    assert len(memory) == 0
+
+
+@FUSIONS
+@pytest.mark.parametrize(("sizes", "match"), [((2, 4, 4), "num_heads=3, .*got 2"), ((3, 4, 1), "value_dim=4, .*got 1")])
+def test_a_memory_of_other_sizes_is_refused_and_stays_as_it_was(fusion, sizes, match):
+    num_heads, head_dim, value_dim = sizes
+    memory = KVMemory(19, num_heads, head_dim, value_dim=value_dim, batch_size=BATCH, dtype=torch.float64)
+    layer, x = layer_of(fusion), tokens_of(7)
+    for call in (layer, layer.read, layer.attention_weights):
+        with pytest.raises(ValueError, match=f"memory must have {match}"):
+            call(x, memory)
     assert len(memory) == 0

@@ -117,6 +117,14 @@ def test_top_newest_copes_with_infinities_and_nan():
     assert found.shape == (4, 2)
 
 
+def test_top_newest_copes_with_a_group_of_nan_beside_equal_scores():
+    scores = torch.zeros(2, 1024)
+    scores[0, ::64] = torch.nan  # the sixteen entries of one group
+    found = top_newest(scores, 4)
+    assert scores[0, found[0]].isnan().all()
+    assert found[1].tolist() == [1020, 1021, 1022, 1023]
+
+
 def test_best_first_by_hand():
     scores, ids = torch.tensor([1.0, 3.0, 1.0, 2.0]), torch.tensor([4, 5, 9, 7])
     assert ids[best_first(scores, ids)].tolist() == [5, 7, 9, 4]

@@ -240,6 +240,8 @@ def test_another_format_version_is_refused_with_both_numbers(tmp_path, monkeypat
         ({"cleared": torch.tensor([9])}, {}, "holds counters that do not fit"),
         ({"next": torch.tensor([2, 2])}, {}, "holds counters that do not fit"),
         ({"cleared": torch.tensor([-1])}, {}, "holds counters that do not fit"),
+        ({"next": torch.tensor([[3]]), "cleared": torch.tensor([[0]])}, {}, "holds counters that do not fit"),
+        ({"next": torch.tensor([2.5])}, {}, "holds counters that do not fit"),
         ({"keys": torch.ones(1, 2, 3, 4, dtype=torch.int32)}, {}, "dtype must be a floating-point dtype"),
         ({}, {"capacity": 0}, "capacity must be at least 1"),
     ],

@@ -140,6 +140,8 @@ def check_hits(query: Tensor, hits: MemoryHits) -> None:
     if hits.keys.ndim == 5 and hits.keys.shape[1] != 1:
         sizes["heads"] = heads
     check_shape("hits.keys", hits.keys, "batch heads tokens top_k head_dim", sizes)
+    if not isinstance(hits.mask, Tensor):
+        raise TypeError(f"hits.mask must be a boolean tensor, True = a memory; got {type(hits.mask).__name__}")
     for name, tensor, axes in (("values", hits.values, " value_dim"), ("mask", hits.mask, "")):
         of_keys = dict(zip(("batch", "heads", "tokens", "top_k"), hits.keys.shape))
         check_shape(f"hits.{name}", tensor, f"batch heads tokens top_k{axes}", of_keys)

@@ -64,7 +64,7 @@ class IVFIndex:
         self.memory._check_query(query, top_k)
         if self._built_from != self.memory._held():
             self.rebuild()
-        ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64)
+        ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device="cpu")
         queries = query.detach().float().cpu().contiguous().numpy()
         for row, indexes in enumerate(self._indexes):
             for head, index in enumerate(indexes):
@@ -85,7 +85,7 @@ class IVFIndex:
         index = self._faiss.IndexIVFFlat(centres, self.memory.head_dim, num_lists, self._faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
         index.train(keys)
-        index.add_with_ids(keys, torch.arange(ids.start, ids.stop).numpy())
+        index.add_with_ids(keys, torch.arange(ids.start, ids.stop, device="cpu").numpy())
         index.nprobe = min(self.num_probes, num_lists)
         return index
 

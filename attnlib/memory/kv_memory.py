@@ -32,7 +32,7 @@ class KVMemory:
 
     Attributes:
         capacity, num_heads, head_dim, value_dim, batch_size, dtype, device: as above.
-        lengths: int64 tensor (batch_size,), how many memories each row holds.
+        lengths: int64 tensor (batch_size,) on the CPU, how many memories each row holds.
 
     Raises:
         TypeError: a size is no int, ``dtype`` no floating-point dtype.
@@ -84,7 +84,7 @@ class KVMemory:
 
     @property
     def lengths(self) -> Tensor:
-        return torch.tensor([len(ids) for ids in self._held()])
+        return torch.tensor([len(ids) for ids in self._held()], device="cpu")
 
     def __len__(self) -> int:
         """How many memories the fullest row holds."""
@@ -173,7 +173,8 @@ class KVMemory:
 
     def to(self, device: torch.device | str) -> "KVMemory":
         """Move keys and values to a device, and return this memory."""
-        self._keys, self._values = self._keys.to(device), self._values.to(device)
+        with torch.inference_mode(False):  # as when it was made
+            self._keys, self._values = self._keys.to(device), self._values.to(device)
         return self
 
     def save(self, path: str | os.PathLike) -> None:
@@ -188,7 +189,8 @@ class KVMemory:
         used = min(max(self._next), self.capacity)  # slots that were ever written
         tensors = {"keys": self._keys[:, :, :used], "values": self._values[:, :, :used]}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        tensors.update(next=torch.tensor(self._next), cleared=torch.tensor(self._cleared))
+        for name, counters in (("next", self._next), ("cleared", self._cleared)):
+            tensors[name] = torch.tensor(counters, device="cpu")
         write_file(path, tensors, {name: getattr(self, name) for name in SIZES})
 
     @classmethod
@@ -210,10 +212,11 @@ class KVMemory:
             memory = cls(**sizes, dtype=tensors["keys"].dtype, device=device)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds sizes that cannot be: {error}") from None
-        memory._next, memory._cleared = tensors["next"].tolist(), tensors["cleared"].tolist()
-        lengths_fit = len(memory._next) == len(memory._cleared) == memory.batch_size
-        if not lengths_fit or not all(0 <= old <= new for old, new in zip(memory._cleared, memory._next)):
-            raise ValueError(f"{path} holds counters that do not fit: {memory._cleared} and {memory._next}")
+        ends, starts = tensors["next"], tensors["cleared"]
+        counts = all(t.dtype == torch.int64 and t.shape == (memory.batch_size,) for t in (ends, starts))
+        if not counts or not ((starts >= 0) & (starts <= ends)).all():
+            raise ValueError(f"{path} holds counters that do not fit: {starts.tolist()} and {ends.tolist()}")
+        memory._next, memory._cleared = ends.tolist(), starts.tolist()
         used = min(max(memory._next), memory.capacity)
         for name, ring in (("keys", memory._keys), ("values", memory._values)):
             if tensors[name].shape != ring[:, :, :used].shape or tensors[name].dtype != ring.dtype:

@@ -109,6 +109,10 @@ class MemoryAttention(nn.Module):
 
         Returns:
             (batch, tokens, d_out), or (tokens, d_out).
+
+        Raises:
+            TypeError: x is no tensor of the layer's dtype, or ``memory`` no ``KVMemory``.
+            ValueError: a shape, a size or a device does not fit. The memory is then as it was.
         """
         query, key, value = self._heads(x)
         dropout_p = self.dropout.p if self.training else 0.0
@@ -155,6 +159,10 @@ class MemoryAttention(nn.Module):
     def _search(self, query: Tensor, memory: KVMemory) -> MemoryHits:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
+        sizes = {"batch_size": len(query), "num_heads": self.num_heads, "head_dim": self.head_dim}
+        for name, size in {**sizes, "value_dim": self.head_dim}.items():
+            if getattr(memory, name) != size:
+                raise ValueError(f"memory must have {name}={size}, like x and the layer; got {getattr(memory, name)}")
         hits = memory.search(query.detach().to(memory.dtype), min(self.top_k, memory.capacity))
         return hits._replace(keys=hits.keys.to(query.dtype), values=hits.values.to(query.dtype))
 

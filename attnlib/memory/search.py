@@ -81,7 +81,8 @@ def _play(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     rest = torch.arange(groups * FAN, many, device=device).expand(*candidates.shape[:-1], -1)
     candidates = torch.cat((candidates, rest), dim=-1)
     best, place = scores.gather(-1, candidates).topk(top_k + 1)
-    return candidates.gather(-1, place[..., :top_k]), tied | (best[..., -1] == best[..., -2])
+    tied = (tied | (best[..., -1] == best[..., -2])) & ~best[..., -2].isnan()  # NaN equals nothing
+    return candidates.gather(-1, place[..., :top_k]), tied
 
 
 def _last_of_equals(scores: Tensor, top_k: int) -> Tensor:
