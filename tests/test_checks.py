@@ -56,6 +56,10 @@ MISTAKES = {"You summed the columns.": lambda x: x.sum(0)}
         (lambda x: x.sum(-1) + 1, "it gives 4 where 3 is right"),
         (lambda x: x.sum(-1) * float("nan"), "returns NaN"),
         (lambda x: torch.tensor([3.0, 12.0]), "should return the shape (4,)"),
+        (lambda x: [], "should return the shape (2,); it returned the shape (0,)"),
+        (lambda x: x.sum(-1) * (1 + 2e-4), "at [1] it gives 12.0024 where 12.0000 is right"),
+        (lambda x: x.sum(-1).to("meta"), "must return a tensor or a number; it returned a Tensor"),
+        (lambda x: 10**30, "must return a tensor or a number; it returned a int"),
         (lambda x: "text", "must return a tensor or a number; it returned a str"),
         (lambda x: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda x: x.zero_().sum(-1), "changes its input"),
@@ -73,6 +77,14 @@ def test_judge_points_at_the_place_that_differs_not_at_equal_infinities():
     right = torch.tensor([-torch.inf, 1.0, 2.0])
     verdict = judge(lambda x: torch.tensor([-torch.inf, 1.0, 5.0]), lambda x: right, [(right,)])
     assert "at [2] it gives 5 where 2 is right" in repr(verdict)
+    right = torch.tensor([torch.nan, 1.0, 2.0])
+    verdict = judge(lambda x: torch.tensor([torch.nan, 1.0, 5.0]), lambda x: right, [(torch.ones(3),)])
+    assert "at [2] it gives 5 where 2 is right" in repr(verdict)
+
+
+def test_judge_shows_two_numbers_that_differ():
+    verdict = judge(lambda x: x * 0 + 3e-5, lambda x: x * 0, [(torch.ones(3),)])
+    assert "at [0] it gives 3e-05 where 0 is right" in repr(verdict)
 
 
 def test_judge_names_what_the_learner_called_it():

@@ -56,10 +56,10 @@ def judge(
     else:
         stopped = Verdict("passed", success)
     for inputs, result in zip(cases, results):
-        want = torch.as_tensor(reference(*_copied(inputs))).detach().double()
+        want = torch.as_tensor(reference(*_copied(inputs))).detach().cpu().double()
         if not _same(result, want):
             named = _named(mistakes or {}, cases, results)
-            if not named and (result.numel() > 1 or float(result) not in (0.0, 1.0)):  # True and False agree by chance
+            if not named and (result.numel() != 1 or float(result) not in (0.0, 1.0)):  # True and False agree by chance
                 named = _named(mistakes or {}, [inputs], [result])
             return Verdict("failed", named or _difference(name, result, want))
     return stopped
@@ -99,13 +99,17 @@ def _copied(inputs: tuple) -> tuple:
 
 def _tensor(value: object) -> Tensor | None:
     try:
-        return torch.as_tensor(value).detach().double()
+        return torch.as_tensor(value).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
         return None
 
 
 def _same(got: Tensor, want: Tensor) -> bool:
-    return got.shape == want.shape and torch.allclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
+    return got.shape == want.shape and bool(_near(got, want).all())
+
+
+def _near(got: Tensor, want: Tensor) -> Tensor:
+    return torch.isclose(got, want, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _named(mistakes: Mapping[str, Callable], cases: Sequence[tuple], results: Sequence[Tensor]) -> str | None:
@@ -129,9 +133,11 @@ def _difference(name: str, result: Tensor, want: Tensor) -> str:
         return (
             f"{name} returns NaN: somewhere inf − inf, 0 · inf or 0 / 0 was computed, or a row has nothing left to see."
         )
-    gap = torch.where(result == want, 0.0, (result - want).abs().nan_to_num(torch.inf))  # −inf − −inf is NaN
+    gap = (result - want).abs().nan_to_num(torch.inf).masked_fill(_near(result, want), 0.0)  # −inf − −inf is NaN
     place = tuple(int(index) for index in torch.unravel_index(gap.argmax(), want.shape))
     start = f"has the right shape, but at {list(place)} it gives" if place else "gives"
     numbers = [float(tensor[place]) for tensor in (result, want)]
     got, right = (f"{n:.0f}" if all(x.is_integer() for x in numbers) else f"{n:.4f}" for n in numbers)
+    if got == right:  # four decimals do not show how they differ
+        got, right = (f"{n:.6g}" for n in numbers)
     return f"{name} {start} {got} where {right} is right."
