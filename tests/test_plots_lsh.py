@@ -67,6 +67,8 @@ def test_errors_name_the_argument():
         plot_hash_circle(CIRCLE, torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"buckets must have shape \(tokens,\); got \(2, 3\)"):
         plot_sorted(torch.ones(2, 3), 2)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1; got 0"):
+        plot_sorted(torch.tensor([0, 1]), 0)
     with pytest.raises(ValueError, match="log must be .*; got 'z'"):
         plot_curves([1], {"a": [1]}, xlabel="", ylabel="", log="z")
 

@@ -32,7 +32,7 @@ def picture(drawn: Axes | Figure | np.ndarray | str, *, alt: str) -> None:
         display(SVG(filename=drawn), metadata={"image/svg+xml": {"alt": alt}})
         return
     first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
-    figure = first.get_figure(root=True)
+    figure = first.figure.figure  # of axes in a part of a page, too, the whole page
     display(figure, metadata={"image/png": {"alt": alt}})
     plt.close(figure)
 

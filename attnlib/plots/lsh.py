@@ -8,6 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from attnlib._checks import check_count
 from attnlib.lsh import hash_buckets, lsh_attention
 from attnlib.plots._base import as_array, new_axes, plot_attention
 
@@ -26,7 +27,7 @@ def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True
         raise ValueError(f"vectors must have shape (tokens, 2); got {points.shape}")
     if arrows.ndim != 2 or arrows.shape[1] != 2:
         raise ValueError(f"directions must have shape (2, num_buckets // 2); got {tuple(directions.shape)}")
-    buckets = hash_buckets(vectors[None, None], directions[None, None])[0, 0, 0].numpy()
+    buckets = as_array(hash_buckets(vectors[None, None], directions[None, None])[0, 0, 0]).astype(int)
     ax = new_axes(ax, 3.6, 3.6)
     reach = float(np.linalg.norm(points, axis=1).max(initial=0.0)) or 1.0
     longest = max(float(np.linalg.norm(arrows, axis=1).max(initial=0.0)), 1e-12)
@@ -58,6 +59,7 @@ def plot_sorted(buckets: Tensor, chunk_size: int, *, num_buckets: int | None = N
     row = as_array(buckets).astype(int)
     if row.ndim != 1:
         raise ValueError(f"buckets must have shape (tokens,); got {row.shape}")
+    check_count("chunk_size", chunk_size)
     tokens = len(row)
     order = np.argsort(row, kind="stable")
     colours = _colours(num_buckets or int(row.max(initial=0)) + 1)
@@ -90,7 +92,8 @@ def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> 
     """
     batch, rotations = vectors[None, None], directions[None, None]  # one sequence, one head, one round
     buckets = hash_buckets(batch, rotations)[0, 0, 0]
-    eye = torch.eye(len(vectors), dtype=vectors.dtype)[None, None]  # values that make the output the weights
+    # Values that make the output the weights.
+    eye = torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)[None, None]
     weights = lsh_attention(batch, eye, rotations, chunk_size=chunk_size, is_causal=True)[0, 0]
     figure = plt.figure(figsize=(9.0, 5.2), facecolor="white", layout="constrained")
     axes = figure.subplot_mosaic([["circle", "matrix"], ["row", "row"]], height_ratios=[3, 1])
