@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnlib.attend import Attended, logsumexp_dtype
+from attnlib.attend import Attended, logsumexp_dtype, without_autocast
 
 
 class Blocks(NamedTuple):
@@ -76,7 +76,7 @@ class Running(NamedTuple):
         Formula: ``top' = max(top, max_j scores_j)``; what was summed so far shrinks by ``exp(top − top')``, and
         ``exp(scores_j − top')`` is added. No exponent is ever positive.
         """
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             for rows, columns, mask in blocks.pairs(query, key):
                 q, k, v = self._cut(query, key, value, rows, columns)
                 scores = q * blocks.scale @ k.mT  # (…, rows, columns)
@@ -120,7 +120,7 @@ class Running(NamedTuple):
         shift = shift - (gradient.logsumexp.to(total.dtype)[..., None] / total).masked_fill(
             self.total[..., None] == 0, 0.0
         )
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device):
             for rows, columns, mask in blocks.pairs(query, key):
                 q, k, v = self._cut(query, key, value, rows, columns)
                 q, d_out = q * blocks.scale, grad_output[..., rows, :]

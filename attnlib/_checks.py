@@ -71,6 +71,14 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         check_mask("mask", mask, (*leading, query.shape[-2], key.shape[-2]), query.device)
 
 
+def check_options(is_causal: object, scale: object) -> None:
+    """TypeError unless `is_causal` is a bool, and `scale` a number or None."""
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be a bool; got {type(is_causal).__name__}")
+    if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool)):
+        raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
+
+
 def check_input(x: Tensor, weight: Tensor, d_in: int, context_length: int | None = None) -> None:
     """What comes in at a module's door: (batch, tokens, d_in) or (tokens, d_in), like the module's own `weight`."""
     check_tensor("x", x)
@@ -80,10 +88,17 @@ def check_input(x: Tensor, weight: Tensor, d_in: int, context_length: int | None
         )
     if x.device != weight.device:
         raise ValueError(f"x must be on the device of the module, {weight.device}; got {x.device}")
-    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+    if x.dtype != weight.dtype and not _autocast_unites(x, weight):
         raise TypeError(f"x must have the dtype of the module, {weight.dtype}; got {x.dtype}")
     if context_length is not None and x.shape[-2] > context_length:
         raise ValueError(f"x must have at most context_length={context_length} tokens; got {x.shape[-2]}")
+
+
+def _autocast_unites(x: Tensor, weight: Tensor) -> bool:
+    """Whether autocast is on and brings both to one dtype: it leaves float64 as it is."""
+    device = x.device.type
+    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return is_on and torch.float64 not in (x.dtype, weight.dtype)
 
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> None:

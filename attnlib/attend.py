@@ -1,13 +1,14 @@
 """The one idea: a softmax-weighted average of values, and partial averages that merge exactly."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlib._checks import check_qkv, check_same, check_tensor
+from attnlib._checks import check_options, check_qkv, check_same, check_tensor
 from attnlib.masks import causal_mask
 
 
@@ -54,7 +55,8 @@ def attend(
         ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, dtypes differ, or the mask is not boolean.
+        TypeError: an argument is no floating-point tensor, dtypes differ, the mask is not boolean, ``is_causal`` no
+            bool, or ``scale`` or ``dropout_p`` no number.
         ValueError: a shape or a device does not fit, or ``dropout_p`` lies outside 0 … 1.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
@@ -67,10 +69,11 @@ def attend(
     1.3133
     """
     check_qkv(query, key, value, mask, dropout_p)
+    check_options(is_causal, scale)
     scores = _scores(query, key, mask, is_causal, scale)  # (…, q_tokens, kv_tokens)
     weights, logsumexp = _softmax(scores)
     weights = F.dropout(weights, dropout_p)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         output = weights @ value.to(weights.dtype)  # (…, q_tokens, value_dim)
     return Attended(output.to(value.dtype), logsumexp)
 
@@ -94,6 +97,7 @@ def attention_weights(
     tensor([[0.2689, 0.7311]])
     """
     check_qkv(query, key, key, mask)
+    check_options(is_causal, scale)
     return _softmax(_scores(query, key, mask, is_causal, scale))[0].to(query.dtype)
 
 
@@ -121,9 +125,12 @@ def attention(
     tensor([[0.2689, 0.7311]])
     """
     check_qkv(query, key, value, mask, dropout_p)
-    if mask is not None and is_causal:  # the fused kernel takes one of the two
-        mask = mask & causal_mask(query.shape[-2], key.shape[-2], device=query.device)
-        is_causal = False
+    check_options(is_causal, scale)
+    if mask is not None:
+        mask = torch.atleast_2d(mask)  # the fused kernel wants both axes
+        if is_causal:  # and takes one of the two
+            mask = mask & causal_mask(query.shape[-2], key.shape[-2], device=query.device)
+            is_causal = False
     return F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
 
 
@@ -154,9 +161,10 @@ def merge(parts: Sequence[Attended]) -> Attended:
     parts = list(parts)
     if not parts:
         raise ValueError("parts must hold at least one Attended; got none")
+    leading = torch.Size()
     for index, part in enumerate(parts):
-        _check_part(index, part, parts[0])
-    logsumexps = torch.stack(torch.broadcast_tensors(*(part.logsumexp for part in parts)))  # (parts, …, q_tokens)
+        leading = _check_part(index, part, parts[0], leading)
+    logsumexps = torch.stack([part.logsumexp.expand(leading) for part in parts])  # (parts, …, q_tokens)
     shares, logsumexp = _softmax(logsumexps.movedim(0, -1))  # (…, q_tokens, parts)
     dtype = parts[0].output.dtype
     shares = shares.to(torch.promote_types(dtype, torch.float32))
@@ -169,12 +177,19 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, sc
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     dtype = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         scores = (query.to(dtype) * scale) @ key.to(dtype).mT
     if is_causal:
         causal = causal_mask(query.shape[-2], key.shape[-2], device=query.device)
         mask = causal if mask is None else mask & causal
     return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Inside it dtypes stay as they are; nothing to do on a device that has no autocast, such as meta."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def logsumexp_dtype(scores: Tensor) -> torch.dtype:
@@ -197,7 +212,8 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     return exponentials / total, logsumexp.squeeze(-1)
 
 
-def _check_part(index: int, part: Attended, first: Attended) -> None:
+def _check_part(index: int, part: Attended, first: Attended, leading: torch.Size) -> torch.Size:
+    """Errors that name the part; (…, q_tokens) of this part and the ones before it, which have ``leading``."""
     if not isinstance(part, Attended):
         raise TypeError(f"parts[{index}] must be an Attended; got {type(part).__name__}")
     name = f"parts[{index}]"
@@ -205,14 +221,19 @@ def _check_part(index: int, part: Attended, first: Attended) -> None:
     check_tensor(f"{name}.logsumexp", part.logsumexp)
     check_same(**{"parts[0].output": first.output, f"{name}.output": part.output})
     check_same(**{"parts[0].logsumexp": first.logsumexp, f"{name}.logsumexp": part.logsumexp})
+    if part.logsumexp.device != part.output.device:
+        raise ValueError(
+            f"{name}.logsumexp must be on the device of its output, {part.output.device}; got {part.logsumexp.device}"
+        )
     try:
-        torch.broadcast_shapes(part.output.shape[:-1], first.output.shape[:-1])
-        torch.broadcast_shapes(part.logsumexp.shape, first.output.shape[:-1])
-        fits = part.output.shape[-1] == first.output.shape[-1]
+        leading = torch.broadcast_shapes(leading, part.output.shape[:-1], part.logsumexp.shape)
+        fits = part.output.ndim > 0 and part.output.shape[-1] == first.output.shape[-1]
     except RuntimeError:
         fits = False
     if not fits:
         raise ValueError(
             f"{name} must have output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) like parts[0], "
-            f"{tuple(first.output.shape)}; got {tuple(part.output.shape)} and {tuple(part.logsumexp.shape)}"
+            f"{tuple(first.output.shape)}, and broadcast with all parts before; got {tuple(part.output.shape)} and "
+            f"{tuple(part.logsumexp.shape)}"
         )
+    return leading

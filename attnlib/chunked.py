@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnlib._blocks import Blocks, Running
-from attnlib._checks import check_count, check_qkv
+from attnlib._checks import check_count, check_options, check_qkv
 from attnlib.attend import Attended
 
 
@@ -51,6 +51,7 @@ def chunked_attend(
     True
     """
     check_qkv(query, key, value, mask)
+    check_options(is_causal, scale)
     check_count("block_size", block_size)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5

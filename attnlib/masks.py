@@ -60,11 +60,13 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
             [ True,  True,  True]])
     """
     check_count("num_tokens", num_tokens, at_least=0)
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        got = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+    is_tensor = isinstance(lengths, Tensor)
+    if not is_tensor or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        got = lengths.dtype if is_tensor else type(lengths).__name__
         raise TypeError(f"lengths must be an integer tensor; got {got}")
     if lengths.ndim != 1:
         raise ValueError(f"lengths must have shape (batch,); got {tuple(lengths.shape)}")
+    lengths = lengths.long()  # not every unsigned dtype knows its smallest number
     if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_tokens:
         raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]  # (batch, num_tokens)

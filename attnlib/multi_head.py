@@ -220,7 +220,7 @@ class MultiHeadAttention(nn.Module):
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weights (…, num_heads, tokens, tokens) before dropout, zero above the diagonal; rows sum to one."""
         check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
-        query, key, _ = (split_heads(linear(x), self.num_heads) for linear in self._qkv())
+        query, key = (split_heads(linear(x), self.num_heads) for linear in (self.W_query, self.W_key))
         return attention_weights(query, key, is_causal=True)
 
 

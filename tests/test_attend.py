@@ -133,6 +133,44 @@ def test_half_precision_scores_do_not_overflow():
     assert_close(logsumexp, torch.tensor([80_000.0]), check_dtype=False)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_not_rounded_before_they_meet_the_values(dtype):
+    """Weights of almost 1/2 times 1 and −1: the small difference of the two is what comes out."""
+    query, key = torch.ones(1, 1, dtype=dtype), torch.tensor([[1 / 64], [0.0]], dtype=dtype)
+    value = torch.tensor([[1.0], [-1.0]], dtype=dtype)
+    output = attend(query, key, value).output
+    assert output.item() == pytest.approx(math.tanh(1 / 128), rel=0.005)
+    merged = merge([attend(query, key[:1], value[:1]), attend(query, key[1:], value[1:])]).output
+    assert merged.dtype == dtype
+    assert torch.equal(merged, output)
+
+
+def test_heads_of_no_dimension_average_evenly():
+    query, key, value = torch.ones(1, 0), torch.ones(3, 0), torch.arange(6.0).view(3, 2)
+    assert_close(attend(query, key, value).output, value.mean(0, keepdim=True))
+    assert_close(attention(query, key, value), value.mean(0, keepdim=True))
+    assert_close(attention_weights(query, key), torch.full((1, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("shape", [(), (K,), (1, K), (Q, 1), (HEADS, 1, K), (BATCH, HEADS, Q, K)])
+def test_every_mask_that_broadcasts(shape, is_causal):
+    inputs = qkv()
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    want = attend(*inputs, mask.broadcast_to(BATCH, HEADS, Q, K), is_causal=is_causal).output
+    assert_close(attend(*inputs, mask, is_causal=is_causal).output, want)
+    assert_close(attention(*inputs, mask, is_causal=is_causal), want)
+    assert_close(attention_weights(*inputs[:2], mask, is_causal=is_causal) @ inputs[2], want)
+
+
+def test_on_a_device_without_autocast():
+    inputs = [tensor.to("meta") for tensor in qkv()]
+    output, logsumexp = merge([attend(*inputs, is_causal=True)] * 2)
+    assert (output.shape, output.device.type) == ((BATCH, HEADS, Q, V), "meta")
+    assert logsumexp.shape == (BATCH, HEADS, Q)
+    assert attention_weights(*inputs[:2]).shape == (BATCH, HEADS, Q, K)
+
+
 def test_leading_axes_broadcast_as_in_pytorch():
     query, key, value = torch.randn(2, 1, 7, 5), torch.randn(1, 3, 11, 5), torch.randn(11, 13)
     want = torch.softmax(query @ key.mT / math.sqrt(5), dim=-1) @ value
@@ -243,6 +281,15 @@ def test_merge_of_parts_equals_the_whole_with_gradients(dtype):
     assert_close(*gradients, atol=10 * tolerance["atol"], rtol=10 * tolerance["rtol"])
 
 
+def test_merge_broadcasts_the_leading_axes_of_all_parts():
+    """Every logsumexp and every output may lack an axis that another has."""
+    shapes = [((2, 1, 7, 5), (7,)), ((3, 7, 5), (3, 7)), ((7, 5), (2, 1, 7))]
+    parts = [Attended(torch.randn(output), torch.randn(logsumexp)) for output, logsumexp in shapes]
+    whole = [Attended(part.output.expand(2, 3, 7, 5), part.logsumexp.expand(2, 3, 7)) for part in parts]
+    assert_close(merge(parts), merge(whole))
+    assert_close(merge(parts[:1]).logsumexp, parts[0].logsumexp.expand(2, 1, 7))
+
+
 # Errors
 
 
@@ -270,6 +317,14 @@ def test_errors_name_the_argument(call):
         call(query, key, value, torch.ones(Q, K))
     with pytest.raises(ValueError, match=r"mask must broadcast to \(2, 3, q_tokens=7, kv_tokens=11\); got \(11, 7\)"):
         call(query, key, value, torch.ones(K, Q, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"mask must broadcast to .*; got \(1, 1, 1, 7, 11\)"):
+        call(query, key, value, torch.ones(1, 1, 1, Q, K, dtype=torch.bool))
+    for scale in ("2", torch.tensor(2.0), True, [1.0]):
+        with pytest.raises(TypeError, match=f"scale must be a number or None; got {type(scale).__name__}"):
+            call(query, key, value, scale=scale)
+    for is_causal in (None, "yes", 1, torch.tensor([True, False])):
+        with pytest.raises(TypeError, match=f"is_causal must be a bool; got {type(is_causal).__name__}"):
+            call(query, key, value, is_causal=is_causal)
     with pytest.raises(ValueError, match="mask must be on the device of query, cpu; got meta"):
         call(query, key, value, torch.ones(Q, K, dtype=torch.bool, device="meta"))
 
@@ -299,6 +354,15 @@ def test_errors_of_merge():
         merge([part, Attended(part.output[..., :4], part.logsumexp)])
     with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(2, 7, 5\) and \(2, 6\)"):
         merge([Attended(part.output, part.logsumexp[:, :6])])
+    with pytest.raises(TypeError, match=r"parts\[1\].logsumexp must have the dtype of parts\[0\].logsumexp"):
+        merge([part, Attended(part.output, part.logsumexp.double())])
+    with pytest.raises(ValueError, match=r"parts\[0\].logsumexp must be on the device of its output, cpu; got meta"):
+        merge([Attended(part.output, part.logsumexp.to("meta"))])
+    with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(\) and \(\)"):
+        merge([Attended(torch.zeros(()), torch.zeros(()))])
+    rows = [Attended(torch.randn(n, 7, 5), torch.randn(n, 7)) for n in (1, 2, 3)]
+    with pytest.raises(ValueError, match=r"parts\[2\] must .* broadcast with all parts before; got \(3, 7, 5\) and"):
+        merge(rows)
 
 
 def test_is_causal_is_aligned_upper_left_and_joins_a_mask():

@@ -105,6 +105,14 @@ def test_any_number_of_tokens_and_rows(shape):
     output.sum().backward()
 
 
+def test_on_a_device_without_autocast():
+    attention, x = module().to("meta"), tokens().to("meta")
+    assert attention(x).shape == (BATCH, TOKENS, D_OUT)
+    assert attention.attention_weights(x).shape == (BATCH, TOKENS, TOKENS)
+    with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float64; got torch.bfloat16"):
+        attention(x.bfloat16())
+
+
 # Errors
 
 

@@ -219,6 +219,24 @@ def test_under_autocast_and_compile():
     assert_close(compiled.output, expected.output, rtol=0, atol=1e-6)
 
 
+def test_a_backward_pass_under_autocast_computes_no_scores_in_bfloat16():
+    qkv = [torch.randn(n, 5, requires_grad=True) for n in (7, 11, 11)]
+    expected = torch.autograd.grad(attend(*qkv).output.square().sum(), qkv)
+    output = chunked_attend(*qkv, block_size=4).output
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = torch.autograd.grad(output.square().sum(), qkv)
+    for mine, theirs in zip(actual, expected):
+        assert_close(mine, theirs, rtol=0, atol=1e-5)
+
+
+def test_on_a_device_without_autocast():
+    query, key, value = (torch.randn(n, 5, device="meta", requires_grad=True) for n in (7, 11, 11))
+    output, logsumexp = chunked_attend(query, key, value, is_causal=True, block_size=4)
+    assert (output.shape, logsumexp.shape) == ((7, 5), (7,))
+    output.sum().backward()
+    assert key.grad.shape == (11, 5)
+
+
 def test_a_second_derivative_is_refused():
     query, key, value = (torch.randn(n, 5, requires_grad=True) for n in (7, 11, 11))
     (first,) = torch.autograd.grad(chunked_attend(query, key, value).output.sum(), query, create_graph=True)
@@ -253,3 +271,7 @@ def test_bad_input_is_named():
         chunked_attend(query, key, value, block_size=0)
     with pytest.raises(TypeError, match="block_size must be an int; got float"):
         chunked_attend(query, key, value, block_size=2.0)
+    with pytest.raises(TypeError, match="scale must be a number or None; got Tensor"):
+        chunked_attend(query, key, value, scale=torch.tensor(2.0))  # which would get no gradient
+    with pytest.raises(TypeError, match="is_causal must be a bool; got NoneType"):
+        chunked_attend(query, key, value, is_causal=None)

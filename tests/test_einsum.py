@@ -280,6 +280,8 @@ def test_operands_of_many_kinds():
         torch.ones(2, 3, device="meta"),
         torch.ones(2, 3).t().t(),
         np.ones((2, 3), dtype=np.float16),
+        np.ones((2, 3), dtype=">f4"),
+        np.ones((2, 3), dtype="<i2"),
         np.ones((3, 2))[::-1].T,
         torch.Size((2, 3)),
         [2, 3],

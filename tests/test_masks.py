@@ -24,6 +24,12 @@ def test_padding_mask_by_hand():
     assert padding_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
     assert padding_mask(torch.tensor([], dtype=torch.int64), 5).shape == (0, 5)
     assert padding_mask(torch.tensor([0]), 0).shape == (1, 0)
+    assert padding_mask(torch.empty(0, dtype=torch.int64, device="meta"), 5).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.int32, torch.uint64])
+def test_lengths_of_any_integer_dtype(dtype):
+    assert padding_mask(torch.tensor([1, 100], dtype=dtype), 300).sum(-1).tolist() == [1, 100]
 
 
 def test_errors():
@@ -35,6 +41,10 @@ def test_errors():
         padding_mask(torch.tensor([1]), True)
     with pytest.raises(TypeError, match="lengths must be an integer tensor; got torch.float32"):
         padding_mask(torch.tensor([1.0]), 3)
+    with pytest.raises(TypeError, match="lengths must be an integer tensor; got torch.complex64"):
+        padding_mask(torch.tensor([1 + 0j]), 3)
+    with pytest.raises(TypeError, match="lengths must be an integer tensor; got torch.bool"):
+        padding_mask(torch.tensor([True]), 3)
     with pytest.raises(TypeError, match="lengths must be an integer tensor; got list"):
         padding_mask([1], 3)
     with pytest.raises(ValueError, match=r"lengths must have shape \(batch,\); got \(1, 2\)"):

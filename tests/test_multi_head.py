@@ -213,6 +213,10 @@ def test_compiled_and_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = attention(x)
         assert_close(attention(x.bfloat16()), output)
+        with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float32; got torch.float64"):
+            attention(x.double())
+        with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float64; got torch.float32"):
+            module()(x)
     assert output.dtype == torch.bfloat16
     assert_close(output.float(), attention(x), atol=0.03, rtol=0.03)
 

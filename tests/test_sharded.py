@@ -96,6 +96,10 @@ def test_bad_input_is_named():
         sharded_attend(query, key, [1.0])
     with pytest.raises(TypeError, match="key must have the dtype of query"):
         sharded_attend(query, key.double(), value)
+    with pytest.raises(TypeError, match="scale must be a number or None; got Tensor"):
+        sharded_attend(query, key, value, scale=torch.tensor(2.0))
+    with pytest.raises(TypeError, match="is_causal must be a bool; got NoneType"):
+        sharded_attend(query, key, value, is_causal=None)
     memory = KVMemory(4, 3, 5)
     with pytest.raises(TypeError, match="memory must be a KVMemory; got Tensor"):
         sharded_search(query, query, 2)

@@ -210,7 +210,7 @@ def _as_tensor(operand: object) -> Tensor:
     array = np.array(operand, order="C")
     if array.dtype.kind not in "biufc":
         raise TypeError(f"operands must hold numbers; got an array of dtype {array.dtype}")
-    return torch.tensor(array, device="cpu")
+    return torch.tensor(array.astype(array.dtype.newbyteorder("=")), device="cpu")
 
 
 def _draw(operands: list, shapes: tuple[Shape, ...], dtype: torch.dtype) -> list[Tensor]:

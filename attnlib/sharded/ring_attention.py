@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnlib._blocks import Blocks, Running
-from attnlib._checks import check_qkv
+from attnlib._checks import check_options, check_qkv
 from attnlib.attend import Attended
 from attnlib.sharded.agreement import agree
 from attnlib.sharded.ring import Ring
@@ -64,9 +64,14 @@ def ring_attend(
 ) -> Attended:
     """``sharded_attend`` on a ring that the caller keeps, and whose bytes it can count."""
     wants_gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (query, key, value))
+
+    def check() -> None:
+        check_qkv(query, key, value)
+        check_options(is_causal, scale)
+
     facts = {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
     tensors = {"query": query, "key": key, "value": value}
-    shapes = agree(ring, lambda: check_qkv(query, key, value), tensors, facts, free_axis=-2)
+    shapes = agree(ring, check, tensors, facts, free_axis=-2)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     plan = Plan(ring, scale, is_causal, tuple(s["query"][-2] for s in shapes), tuple(s["key"][-2] for s in shapes))

@@ -78,7 +78,7 @@ def sharded_search(
 
 
 def _fingerprint(tensor: Tensor) -> int:
-    """A whole number that differs where the bits do, and does not depend on the order of summation."""
+    """A whole number that all but surely differs where the bits do, and does not depend on the order of summation."""
     data = _to_bytes([tensor]).to(torch.int64)
     return int((data * (torch.arange(len(data), device=data.device) % 65521 + 1)).sum())
 
