@@ -50,6 +50,12 @@ def test_errors():
         plot_attention(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r"weights must have shape \(heads, q_tokens, kv_tokens\); got \(3, 4\)"):
         plot_heads(torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="labels must hold a word for each query, 3 of them; got 2"):
+        plot_attention(torch.zeros(3, 5), query_labels=["a", "b"])
+    with pytest.raises(ValueError, match="labels must hold a word for each key, 5 of them; got 6"):
+        plot_attention(torch.zeros(3, 5), key_labels=list("abcdef"))
+    with pytest.raises(ValueError, match="labels must hold a word for each key, 5 of them; got 3"):
+        plot_heads(torch.zeros(2, 3, 5), labels=["a", "b", "c"])
 
 
 def test_picture_shows_with_alt_text_and_closes(monkeypatch):

@@ -60,6 +60,13 @@ def test_curves_have_their_numbers_and_names():
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "4", "2K"]
 
 
+def test_curves_start_at_zero_unless_they_go_below():
+    assert plot_curves([1, 2], {"a": [1, 3]}, xlabel="n", ylabel="t").get_ylim()[0] == 0
+    low, high = plot_curves([1, 2], {"a": [-3, -1]}, xlabel="n", ylabel="t").get_ylim()
+    assert low <= -3 < -1 <= high
+    assert plot_curves([1, 2], {"a": [1, 3]}, xlabel="n", ylabel="t", log="xy").get_yscale() == "log"
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"vectors must have shape \(tokens, 2\); got \(7, 3\)"):
         plot_hash_circle(torch.ones(7, 3), DIRECTIONS)

@@ -43,6 +43,9 @@ def test_memory_reads_stand_where_they_were_stored_and_missing_ones_are_left_out
     assert [x for x, _ in dots] == [[3, 9], [4]]
     np.testing.assert_allclose(dots[0][1], [0.2, 0.7], atol=1e-6)
     assert [[text.get_text() for text in ax.texts] for ax in axes] == [["word 9"], ["word 4"]]
+    again = plot_memory_reads(ids.tolist(), weights.requires_grad_(), now=10, capacity=99, labels=["word"] * 10)
+    assert [line.get_xdata().tolist() for ax in again for line in ax.lines] == [[3, 9], [4]]
+    assert (again[0].patches[0].get_x(), again[0].patches[0].get_width()) == (0, 10)
     shaded = axes[0].patches[0]
     assert (shaded.get_x(), shaded.get_width()) == (3, 7)
 

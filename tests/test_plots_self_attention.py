@@ -40,6 +40,12 @@ def test_scaling_shows_one_line_for_each_way():
         assert texts(ax.get_legend().get_texts()) == ["plain", "divided"]
 
 
+def test_scaling_leaves_no_line_out_however_many_there_are():
+    many = {str(number): [1.0, 2.0, float(number)] for number in range(1, 9)}
+    for ax in plot_scaling(SIZES, many, many):
+        assert [line.get_label() for line in ax.get_lines()] == list(many)
+
+
 def test_softmax_shows_scores_and_weights():
     scores, weights = plot_softmax(SCORES, SCORES.softmax(0), title="d = 7")
     assert [bar.get_height() for bar in scores.patches] == SCORES.tolist()
@@ -65,6 +71,8 @@ def test_lookup_shows_every_matrix_from_0_to_1():
     assert texts(axes[0].get_yticklabels()) == WORDS["query_labels"]
     with pytest.raises(ValueError, match=r"\(q_tokens, kv_tokens\) = \(3, 5\); got \(5, 3\)"):
         plot_lookup([MATRICES[0].T], titles=["Before"], **WORDS)
+    with pytest.raises(ValueError, match="titles must hold a line for each of the 2 matrices; got 1"):
+        plot_lookup(MATRICES, titles=["Before"], **WORDS)
 
 
 def test_changes_nothing_else():

@@ -68,7 +68,7 @@ def plot_attention(
     ax = new_axes(ax, max(3.2, 0.62 * columns + 1.8), max(2.4, 0.5 * rows + 1.2))
     image = ax.imshow(array, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
     ax.set(xlabel="Keys", ylabel="Queries", title=title)
-    _label(ax, query_labels, key_labels)
+    _label(ax, array.shape, query_labels, key_labels)
     if columns <= 8 and rows <= 12:
         for row, column in np.ndindex(rows, columns):
             colour = "black" if array[row, column] > 0.6 else "white"
@@ -99,13 +99,18 @@ def plot_heads(
     for head, ax in enumerate(axes[0]):
         image = ax.imshow(array[head], vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
         ax.set(xlabel="Keys", title=titles[head] if titles else f"Head {head}")
-        _label(ax, labels, labels)
+        _label(ax, (rows, columns), labels, labels)
     axes[0, 0].set_ylabel("Queries")
     figure.colorbar(image, ax=axes[0], label="Weight")
     return axes[0]
 
 
-def _label(ax: Axes, query_labels: Sequence[str] | None, key_labels: Sequence[str] | None) -> None:
+def _label(
+    ax: Axes, shape: tuple[int, ...], query_labels: Sequence[str] | None, key_labels: Sequence[str] | None
+) -> None:
+    for name, labels, size in (("query", query_labels, shape[0]), ("key", key_labels, shape[1])):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"labels must hold a word for each {name}, {size} of them; got {len(labels)}")
     if query_labels is not None:
         ax.set_yticks(range(len(query_labels)), query_labels)
     if key_labels is not None:

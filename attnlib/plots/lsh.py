@@ -132,7 +132,7 @@ def plot_curves(
         ax.set_xticks(x, [f"{number // 1024}K" if number % 1024 == 0 and number else str(number) for number in x])
     if "y" in log:
         ax.set_yscale("log")
-    else:
+    elif ax.dataLim.ymin >= 0:
         ax.set_ylim(bottom=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.spines[["top", "right"]].set_visible(False)

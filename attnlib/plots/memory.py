@@ -69,19 +69,18 @@ def plot_memory_reads(ids: Tensor, weights: Tensor, *, now: int, capacity: int, 
     Returns:
         One axes for each head, one above the other.
     """
-    if tuple(ids.shape) != tuple(weights.shape) or ids.ndim != 2:
-        raise ValueError(
-            f"ids and weights must both have shape (heads, top_k); got {tuple(ids.shape)} and {tuple(weights.shape)}"
-        )
+    numbers, shares = as_array(ids), as_array(weights)
+    if numbers.shape != shares.shape or numbers.ndim != 2:
+        raise ValueError(f"ids and weights must both have shape (heads, top_k); got {numbers.shape} and {shares.shape}")
     _, axes = plt.subplots(
-        len(ids), 1, figsize=(7.2, 1.35 * len(ids) + 0.7),
+        len(numbers), 1, figsize=(7.2, 1.35 * len(numbers) + 0.7),
         squeeze=False, sharex=True, facecolor="white", layout="constrained",
     )  # fmt: skip
     colour = plt.get_cmap("viridis")(0.25)
     held = max(now - capacity, 0)
     for head, ax in enumerate(axes[:, 0]):
         ax.axvspan(held, now, color="0.92", label="still in memory")
-        found = [(int(i), float(w)) for i, w in zip(ids[head], weights[head]) if i >= 0]
+        found = [(int(i), float(w)) for i, w in zip(numbers[head], shares[head]) if i >= 0]
         if found:
             ax.vlines([i for i, _ in found], 0, [w for _, w in found], color=colour, linewidth=2)
             ax.plot([i for i, _ in found], [w for _, w in found], "o", color=colour, markersize=5)

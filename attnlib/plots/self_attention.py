@@ -25,7 +25,7 @@ def plot_scaling(sizes: Sequence[int], spreads: dict[str, Sequence], slopes: dic
     _, axes = plt.subplots(1, 2, figsize=(8.2, 3.0), facecolor="white", layout="constrained")
     for ax, lines, title in ((axes[0], spreads, "Spread of the scores"), (axes[1], slopes, "Slope of softmax")):
         colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.75, len(lines)))
-        for (label, values), colour, marker in zip(lines.items(), colours, "os^Dv"):
+        for (label, values), colour, marker in zip(lines.items(), colours, "os^Dv" * len(lines)):
             ax.plot(sizes, as_array(values), marker=marker, color=colour, label=label)
         ax.set_xscale("log", base=2)
         ax.set_xticks(sizes, [str(size) for size in sizes])
@@ -86,6 +86,8 @@ def plot_lookup(
     for matrix in matrices:
         if matrix.shape != wanted:
             raise ValueError(f"every matrix must have shape (q_tokens, kv_tokens) = {wanted}; got {matrix.shape}")
+    if len(titles) != len(matrices):
+        raise ValueError(f"titles must hold a line for each of the {len(matrices)} matrices; got {len(titles)}")
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(2.3 * len(matrices) + 1.7, 3.0),
         squeeze=False, sharey=True, facecolor="white", layout="constrained",
