@@ -125,3 +125,6 @@ def test_errors():
         make_layer()(torch.ones(2, 29, 7))
     with pytest.raises(ValueError, match=r"key_mask must have shape \(batch=2, tokens=29\); got \(2, 7\)"):
         make_layer()(make_input(), torch.ones(2, 7, dtype=torch.bool))
+    for x in (make_input(), make_input()[0]):
+        with pytest.raises(TypeError, match="key_mask must be a boolean tensor, True = real; got list"):
+            make_layer()(x, [True] * 29)

@@ -86,7 +86,7 @@ class LSHSelfAttention(nn.Module):
         """
         check_input(x, self.W_query_key.weight, self.W_query_key.in_features)
         if x.ndim == 2:
-            return self.forward(x[None], None if key_mask is None else key_mask[None])[0]
+            return self.forward(x[None], key_mask[None] if isinstance(key_mask, Tensor) else key_mask)[0]
         query_key, value = (split_heads(linear(x), self.num_heads) for linear in (self.W_query_key, self.W_value))
         heads = lsh_attention(
             query_key, value, self.rotations, chunk_size=self.chunk_size, is_causal=self.is_causal, key_mask=key_mask
