@@ -5,7 +5,7 @@ import torch
 
 from attnlib import _checks
 from attnlib.checks import Verdict
-from attnlib.checks._judge import judge
+from attnlib.checks._judge import differs, judge
 
 
 def test_shapes_are_said_in_words():
@@ -92,3 +92,13 @@ def test_judge_names_what_the_learner_called_it():
         return x
 
     assert "my_sum should return" in repr(judge(my_sum, row_sums, CASES))
+
+
+def test_chance_shows_where_two_calls_differ():
+    x = torch.ones(2, 3)
+    assert differs(lambda x: torch.rand_like(x), (x,), (2, 3))
+    assert not differs(lambda x: x, (x,), (2, 3))
+    assert not differs(lambda x: torch.rand(3), (x,), (2, 3))  # its shape is to be told first
+    assert not differs(lambda x: x * torch.nan, (x,), (2, 3))
+    for no_answer in (lambda x: None, lambda x: 1 / 0, lambda x: "text"):
+        assert not differs(no_answer, (x,), (2, 3))
