@@ -79,7 +79,7 @@ class Running(NamedTuple):
         with without_autocast(query.device):
             for rows, columns, mask in blocks.pairs(query, key):
                 q, k, v = self._cut(query, key, value, rows, columns)
-                scores = q * blocks.scale @ k.mT  # (…, rows, columns)
+                scores = self._scores(q * blocks.scale, k)
                 if mask is not None:
                     scores = scores.masked_fill(~mask, -torch.inf)
                 numerator, total, top = self.numerator[..., rows, :], self.total[..., rows], self.top[..., rows]
@@ -124,7 +124,7 @@ class Running(NamedTuple):
             for rows, columns, mask in blocks.pairs(query, key):
                 q, k, v = self._cut(query, key, value, rows, columns)
                 q, d_out = q * blocks.scale, grad_output[..., rows, :]
-                weights = (q @ k.mT).sub_(top[..., rows, :])
+                weights = self._scores(q, k).sub_(top[..., rows, :])
                 if mask is not None:
                     weights = weights.masked_fill(~mask, -torch.inf)
                 weights = weights.exp_()  # (…, rows, columns), times total
@@ -141,6 +141,12 @@ class Running(NamedTuple):
         """top and total, 0 and 1 where nothing is seen."""
         blind = self.total == 0
         return self.top.masked_fill(blind, 0.0), self.total.masked_fill(blind, 1.0)
+
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """(…, rows, columns) with all leading axes, also those that only value has: for use in place."""
+        scores = q @ k.mT
+        leading = self.total.shape[:-1]
+        return scores if scores.shape[:-2] == leading else scores.expand(*leading, -1, -1).clone()
 
     def _cut(self, query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> Iterator[Tensor]:
         """The three blocks, in the dtype of the sums."""

@@ -53,8 +53,13 @@ def check_mask(name: str, mask: object, shape: tuple[int, ...], device: torch.de
         raise ValueError(f"{name} must broadcast to ({axes}); got {tuple(mask.shape)}")
 
 
-def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0) -> None:
-    """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype."""
+def check_qkv(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0
+) -> torch.Size:
+    """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype.
+
+    Returns the leading axes that they broadcast to.
+    """
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, tensor)
     check_shape("query", query, "... q_tokens head_dim")
@@ -69,6 +74,7 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         raise ValueError(f"query, key and value must have leading axes that broadcast; got {shapes}") from None
     if mask is not None:
         check_mask("mask", mask, (*leading, query.shape[-2], key.shape[-2]), query.device)
+    return leading
 
 
 def check_options(is_causal: object, scale: object) -> None:

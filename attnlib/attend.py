@@ -75,7 +75,7 @@ def attend(
     weights = F.dropout(weights, dropout_p)
     with without_autocast(query.device):
         output = weights @ value.to(weights.dtype)  # (…, q_tokens, value_dim)
-    return Attended(output.to(value.dtype), logsumexp)
+    return Attended(output.to(value.dtype), logsumexp.expand(output.shape[:-1]))
 
 
 def attention_weights(
@@ -124,10 +124,12 @@ def attention(
     >>> attention(torch.tensor([[0.0, 2**0.5]]), eye, eye)
     tensor([[0.2689, 0.7311]])
     """
-    check_qkv(query, key, value, mask, dropout_p)
+    leading = check_qkv(query, key, value, mask, dropout_p)
     check_options(is_causal, scale)
+    if query.shape[:-2] != leading:  # the fused kernel broadcasts no mask to axes of value, and nothing that is empty
+        query = query.expand(*leading, -1, -1)
     if mask is not None:
-        mask = torch.atleast_2d(mask)  # the fused kernel wants both axes
+        mask = torch.atleast_2d(mask)  # it wants both axes
         if is_causal:  # and takes one of the two
             mask = mask & causal_mask(query.shape[-2], key.shape[-2], device=query.device)
             is_causal = False

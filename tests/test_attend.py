@@ -136,13 +136,13 @@ def test_half_precision_scores_do_not_overflow():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_weights_are_not_rounded_before_they_meet_the_values(dtype):
     """Weights of almost 1/2 times 1 and −1: the small difference of the two is what comes out."""
-    query, key = torch.ones(1, 1, dtype=dtype), torch.tensor([[1 / 64], [0.0]], dtype=dtype)
+    query, key = torch.ones(1, 1, dtype=dtype), torch.tensor([[21 / 1024], [0.0]], dtype=dtype)
     value = torch.tensor([[1.0], [-1.0]], dtype=dtype)
     output = attend(query, key, value).output
-    assert output.item() == pytest.approx(math.tanh(1 / 128), rel=0.005)
     merged = merge([attend(query, key[:1], value[:1]), attend(query, key[1:], value[1:])]).output
     assert merged.dtype == dtype
-    assert torch.equal(merged, output)
+    for result in (output, merged):
+        assert result.item() == pytest.approx(math.tanh(21 / 2048), rel=0.005)
 
 
 def test_heads_of_no_dimension_average_evenly():
@@ -163,6 +163,14 @@ def test_every_mask_that_broadcasts(shape, is_causal):
     assert_close(attention_weights(*inputs[:2], mask, is_causal=is_causal) @ inputs[2], want)
 
 
+def test_a_mask_with_axes_that_only_value_has():
+    query, key, value = torch.randn(Q, D), torch.randn(HEADS, K, D), torch.randn(BATCH, 1, K, V)
+    mask = random_mask()
+    want = attend(query.expand(BATCH, HEADS, Q, D), key, value, mask).output
+    assert_close(attend(query, key, value, mask).output, want)
+    assert_close(attention(query, key, value, mask), want)
+
+
 def test_on_a_device_without_autocast():
     inputs = [tensor.to("meta") for tensor in qkv()]
     output, logsumexp = merge([attend(*inputs, is_causal=True)] * 2)
@@ -177,6 +185,11 @@ def test_leading_axes_broadcast_as_in_pytorch():
     assert want.shape == (2, 3, 7, 13)
     assert_close(attend(query, key, value).output, want)
     assert_close(attention(query, key, value), want)
+    query, key, value = query[0, 0], key[0, 0], torch.randn(2, 3, 11, 13)  # value alone has leading axes
+    got = attend(query, key, value)
+    assert_close(got.output, torch.softmax(query @ key.mT / math.sqrt(5), dim=-1) @ value)
+    want = torch.logsumexp(query @ key.mT / math.sqrt(5), dim=-1).expand(2, 3, 7)
+    assert_close(got.logsumexp, want, check_dtype=False)
 
 
 def test_compiled_and_under_autocast():
@@ -243,6 +256,15 @@ def test_zero_and_one_token(q, k, is_causal):
         assert not got.output.any()
         assert (got.logsumexp == -math.inf).all()
     got.output.sum().backward()
+
+
+@pytest.mark.parametrize("sizes", [(0, K, D, V), (Q, 0, D, V), (Q, K, 0, V), (Q, K, D, 0)])
+def test_empty_axes_broadcast_too(sizes):
+    q, k, d, v = sizes
+    query, key, value = torch.randn(q, d), torch.randn(HEADS, k, d), torch.randn(BATCH, 1, k, v)
+    got = attend(query, key, value)
+    assert got.output.shape == (BATCH, HEADS, q, v)
+    assert_close(attention(query, key, value), got.output)
 
 
 def test_an_empty_batch():

@@ -155,6 +155,29 @@ def test_every_mask_that_broadcasts(shape):
     assert_close(actual.logsumexp, expected.logsumexp, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("leading", [((), (), (2, 3)), ((), (3,), (2, 1)), ((2, 1), (), (3,)), ((2, 3), (), ())])
+def test_every_leading_axis_that_broadcasts(leading):
+    """Axes that only value has are axes of the output and of the log-sum-exp too."""
+    torch.manual_seed(0)
+    qkv = random_qkv(*((*axes, *sizes) for axes, sizes in zip(leading, ((7, 5), (11, 5), (11, 13)))))
+    mask = torch.rand(2, 1, 7, 11) < 0.5
+    for options in ({}, {"is_causal": True}, {"mask": mask}):
+        expected, actual = attend(*qkv, **options), chunked_attend(*qkv, **options, block_size=4)
+        assert actual.output.shape == (2, 3, 7, 13)
+        for mine, theirs in zip((*actual, *gradients(actual, qkv, 1)), (*expected, *gradients(expected, qkv, 1))):
+            assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_an_infinite_gradient_of_the_log_sum_exp_of_nothing_is_dropped():
+    """The derivative of logsumexp² at −inf is −inf, and belongs to no key."""
+    qkv = random_qkv((7, 5), (11, 5), (11, 3))
+    mask = torch.ones(7, 11, dtype=torch.bool)
+    mask[3] = False
+    for function in (attend, chunked_attend):
+        for gradient in torch.autograd.grad(function(*qkv, mask).logsumexp.square().sum(), qkv[:2]):
+            assert gradient.isfinite().all()
+
+
 def test_gradients_against_differences():
     torch.manual_seed(0)
     query, key, value = (

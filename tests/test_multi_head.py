@@ -94,6 +94,7 @@ def test_equals_nn_multihead_attention(bias, batch_first):
         nn.init.normal_(theirs.in_proj_bias)
         nn.init.normal_(theirs.out_proj.bias)
     ours, x = MultiHeadAttention.from_torch(theirs), tokens(BATCH, TOKENS, D_OUT, requires_grad=True)
+    assert ours(tokens(1, 5_000, D_OUT)).shape == (1, 5_000, D_OUT)  # no limit, as in the original
     hide = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
     turned = x if batch_first else x.transpose(0, 1)
     want, weights = theirs(turned, turned, turned, attn_mask=hide, average_attn_weights=False)
