@@ -389,6 +389,7 @@ ERRORS = [
     (lambda m: m.clear(["a"]), TypeError, "rows must be an int; got str"),
     (lambda m: m.clear(torch.ones(3) > 0), ValueError, r"rows must have shape \(batch=2\); got \(3,\)"),
     (lambda m: m.clear(1.5), TypeError, "rows must be"),
+    (lambda m: m.to(torch.float64), TypeError, "dtype"),
     (lambda m: KVMemory(0, 3, 5), ValueError, "capacity must be at least 1; got 0"),
     (lambda m: KVMemory(3, 3, 5, value_dim=True), TypeError, "value_dim must be an int; got bool"),
     (lambda m: KVMemory(3, 3, 5, batch_size=-1), ValueError, "batch_size must be at least 1; got -1"),

@@ -335,6 +335,15 @@ def test_normalising_copes_with_a_zero_vector():
     assert F.normalize(x, dim=-1).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_zero_vector_stays_one_in_the_memory_in_every_dtype(dtype):
+    layer = layer_of(qkv_bias=False, dtype=dtype)
+    memory = layer.new_memory(19, batch_size=BATCH)
+    for _ in range(2):
+        assert layer(torch.zeros(BATCH, 3, D_IN, dtype=dtype), memory).isfinite().all()
+    assert not memory._keys.any()
+
+
 # Errors
 
 

@@ -174,7 +174,7 @@ class KVMemory:
     def to(self, device: torch.device | str) -> "KVMemory":
         """Move keys and values to a device, and return this memory."""
         with torch.inference_mode(False):  # as when it was made
-            self._keys, self._values = self._keys.to(device), self._values.to(device)
+            self._keys, self._values = self._keys.to(device=device), self._values.to(device=device)
         return self
 
     def save(self, path: str | os.PathLike) -> None:

@@ -152,9 +152,10 @@ class MemoryAttention(nn.Module):
         query, key, value = (
             split_heads(linear(rows), self.num_heads) for linear in (self.W_query, self.W_key, self.W_value)
         )
-        temperature = self.log_temperature.exp()[:, None, None]
-        query = F.normalize(query, dim=-1) / temperature
-        return query.to(value.dtype), F.normalize(key, dim=-1).to(value.dtype), value
+        dtype = torch.promote_types(value.dtype, torch.float32)  # in float16 normalising a zero vector divides by 0
+        query, key = (F.normalize(t.to(dtype), dim=-1) for t in (query, key))
+        query = query / self.log_temperature.exp()[:, None, None]
+        return query.to(value.dtype), key.to(value.dtype), value
 
     def _search(self, query: Tensor, memory: KVMemory) -> MemoryHits:
         if not isinstance(memory, KVMemory):
