@@ -140,6 +140,11 @@ def test_sizes_below_one(name):
         random_rotations(**sizes | {name: 2.0})
 
 
+def test_a_seed_is_no_generator():
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator; got int"):
+        random_rotations(5, 4, 2, generator=3)
+
+
 def test_dtype_of_integers():
     with pytest.raises(TypeError, match=r"dtype must be a floating-point dtype; got torch\.int64"):
         random_rotations(5, 4, 2, dtype=torch.int64)

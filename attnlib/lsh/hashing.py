@@ -38,7 +38,7 @@ def random_rotations(
         (num_heads, num_hashes, head_dim, num_buckets // 2).
 
     Raises:
-        TypeError: a size is no int, or ``dtype`` is no floating-point dtype.
+        TypeError: a size is no int, ``dtype`` no floating-point dtype, or ``generator`` no generator.
         ValueError: a size is below 1, or ``num_buckets`` is odd.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; Andoni et al. 2015, "Practical and optimal LSH for angular
@@ -58,6 +58,8 @@ def random_rotations(
         raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
     if generator is None:
         generator = torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator; got {type(generator).__name__}")
     shape = (num_heads, num_hashes, head_dim, num_buckets // 2)
     draw_dtype = torch.promote_types(dtype, torch.float32)  # the same directions in half precision, rounded
     directions = torch.randn(shape, generator=generator, dtype=draw_dtype, device=generator.device)
