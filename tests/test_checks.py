@@ -53,6 +53,7 @@ MISTAKES = {"You summed the columns.": lambda x: x.sum(0)}
         (lambda x: None, "○ Not written yet"),
         (lambda x: ..., "○ Not written yet"),
         (lambda x: x, "should return the shape (2,); it returned the shape (2, 3)"),
+        (lambda x: (x.sum(-1) + 1).requires_grad_(), "it gives 4 where 3 is right"),
         (lambda x: x.sum(-1) + 1, "it gives 4 where 3 is right"),
         (lambda x: x.sum(-1) * float("nan"), "returns NaN"),
         (lambda x: torch.tensor([3.0, 12.0]), "should return the shape (4,)"),
@@ -85,6 +86,18 @@ def test_judge_points_at_the_place_that_differs_not_at_equal_infinities():
 def test_judge_shows_two_numbers_that_differ():
     verdict = judge(lambda x: x * 0 + 3e-5, lambda x: x * 0, [(torch.ones(3),)])
     assert "at [0] it gives 3e-05 where 0 is right" in repr(verdict)
+
+
+def test_judge_says_what_the_exercise_has_to_say():
+    assert repr(judge(row_sums, row_sums, CASES, success="A row at a time.")) == "✓ A row at a time."
+
+
+def test_judge_says_what_is_wrong_with_one_number():
+    assert "<lambda> gives 5 where 6 is right" in repr(
+        judge(lambda x: x.sum() - 1, lambda x: x.sum(), [(torch.ones(2, 3),)])
+    )
+    verdict = judge(lambda x: x, lambda x: x.sum(), [(torch.ones(2, 3),)])
+    assert "should return one number, or one True or False; it returned the shape (2, 3)" in repr(verdict)
 
 
 def test_judge_names_what_the_learner_called_it():

@@ -36,6 +36,8 @@ def test_plot_attention_draws_on_given_axes_and_labels_keys_as_queries():
     assert plot_attention(torch.eye(2), query_labels=["a", "b"], ax=ax) is ax
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
     assert not plot_attention(torch.rand(9, 30)).texts
+    unlike = plot_attention(torch.rand(2, 3), query_labels=["a", "b"])
+    assert "a" not in [label.get_text() for label in unlike.get_xticklabels()]
 
 
 def test_plot_heads_draws_one_matrix_per_head_on_one_scale():
