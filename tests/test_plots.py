@@ -47,6 +47,29 @@ def test_plot_heads_draws_one_matrix_per_head_on_one_scale():
     assert axes[0].get_ylabel() == "Queries"
 
 
+def test_plot_heads_shows_each_head_its_words_and_its_title():
+    weights = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    axes = plot_heads(weights, labels="ab", titles=["p", "q", "r"])
+    for ax, matrix, title in zip(axes, weights, "pqr", strict=True):
+        assert np.allclose(ax.images[0].get_array(), matrix)
+        assert ax.get_title() == title
+        assert ax.get_xlabel() == "Keys"
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a", "b"]
+    assert len(axes[0].figure.axes) == 4  # and one bar of colours
+
+
+def test_numbers_can_be_read_on_their_colour_and_are_left_out_where_there_are_many():
+    ax = plot_attention(torch.tensor([[0.0, 0.5, 0.7, 1.0]]))
+    for text, number in zip(ax.texts, (0.0, 0.5, 0.7, 1.0), strict=True):
+        page, ink = (np.dot(mpl.colors.to_rgb(c), [0.2, 0.7, 0.1]) for c in (plt.cm.viridis(number), text.get_color()))
+        assert abs(page - ink) > 0.35
+    assert len(ax.figure.axes) == 2  # a bar says what the colours mean
+    assert plot_attention(torch.rand(12, 8)).texts
+    assert not plot_attention(torch.rand(13, 8)).texts
+    assert not plot_attention(torch.rand(12, 9)).texts
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"weights must have shape \(q_tokens, kv_tokens\); got \(2, 3, 4\)"):
         plot_attention(torch.zeros(2, 3, 4))

@@ -26,6 +26,8 @@ def test_each_cell_shows_its_word_and_its_colour():
         assert ax.images[0].get_clim() == (0.0, 1.0)
         words = {text.get_position(): text.get_text() for text in ax.texts}
         assert words == {(j, i): str(bool(mask[i, j])) for i in range(3) for j in range(5)}
+        assert {(text.get_text(), text.get_color()) for text in ax.texts} == {("True", "black"), ("False", "white")}
+        assert ax.images[0].get_cmap().name == "cividis"  # light where True
 
 
 def test_tokens_are_named_on_both_axes():
