@@ -263,6 +263,17 @@ def test_lists_of_numbers_mean_what_torch_means(axes):
     assert explanation.verify()
 
 
+def test_what_is_not_a_number_agrees_with_itself():
+    assert explain_einsum("i,i->", torch.tensor([torch.nan, 1.0]), torch.ones(2)).verify()
+
+
+def test_an_axis_that_broadcasts_and_is_summed_costs_one_multiplication():
+    """Σ_i A_i B_0 is (Σ_i A_i) B_0."""
+    for shapes in ([(5,), (1,)], [(1,), (5,)]):
+        assert explain_einsum("i,i->", *shapes).path_multiplications == 1
+        assert explain_einsum("i,i->", *shapes).multiplications == 5
+
+
 def test_operands_may_come_in_one_list():
     a, b = numbers(2, 3), numbers(3, 5)
     for given in ([a, b], (a, b), [(2, 3), (3, 5)]):

@@ -50,6 +50,7 @@ CASES = {
     "two dots": ("..i->i", [(2, 3)], "a dot that belongs to no `...`", "."),
     "three dots twice": ("...i...->i", [(2, 3)], "a second `...`", "..."),
     "dots glued to a word": ("batch...->batch", [(2, 3)], "names 5 axes|space before `...`", None),
+    "dots glued before a word": ("...seq_q -> seq_q", [(2, 3)], "space behind `...`", "s"),
     "a number": ("1 j -> j", [(1, 3)], "`1`, which is a number", "1"),
     "no name": ("2d j -> j", [(2, 3)], "`2d`, which is no name", "2d"),
     "an underscore at the end": ("batch_ j -> j", [(2, 3)], "`batch_`, which begins or ends with an unders", "batch_"),
@@ -91,6 +92,19 @@ def test_both_places_are_marked_where_sizes_disagree():
         "    batch q d, batch k d -> batch q k",
         "            ^          ^",
     ]
+
+
+def test_sizes_disagree_with_the_one_that_decides_not_with_a_size_of_one():
+    with pytest.raises(ValueError, match=r"two sizes: 3 in B \(axis 0 .* and 5 in C \(axis 0"):
+        explain_einsum("i,i,i->i", (1,), (3,), (5,))
+
+
+@pytest.mark.parametrize(("equation", "shape"), [("ii->i", (10**6, 10**6)), ("ij->i", (10**9, 0)), ("i->", (10**9,))])
+def test_what_is_too_large_to_run_is_refused_before_it_is_drawn(equation, shape):
+    explanation = explain_einsum(equation, shape)
+    for run in (explanation.run_loops, explanation.verify):
+        with pytest.raises(ValueError, match="too many for Python .at most 300,000.; explain the same equation with"):
+            run()
 
 
 @pytest.mark.parametrize(
@@ -148,6 +162,9 @@ def test_a_long_equation_is_shown_around_the_place():
     _, shown, carets = str(caught.value).split("\n")
     assert len(shown) < 120
     assert shown[carets.index("^")] == "x"
+    with pytest.raises(ValueError, match="in no input") as caught:
+        explain_einsum("ij" + " " * 80 + "->ix", (2, 3))
+    assert "ij" in str(caught.value).split("\n")[1]  # up to a hundred characters are shown whole
 
 
 def test_the_message_is_printable():

@@ -150,7 +150,7 @@ def _read_token(source: str, start: int, stop: int, spelling: str) -> Token:
     words = spelling != "letters"
     if source[start] in ".…":
         end = start + (1 if source[start] == "…" else 3)
-        if source[start:end] not in ("…", DOTS) or (source[start] == "…" and not words):
+        if source[start:end] not in ("…", DOTS):
             fail("equation has a dot that belongs to no `...`", source, (start, start + 1))
         if words and end < stop and source[end] != " ":
             fail("equation needs a space behind `...`", source, (end, end + 1))
