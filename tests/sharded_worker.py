@@ -119,10 +119,10 @@ def disagreements(group) -> None:
     raises(ValueError, said, lambda: sharded_attend(*halves, group=group))
     said = f"gradients wanted must be the same on all ranks; rank 0 has False, rank {size - 1} has True"
     raises(ValueError, said, lambda: sharded_attend(query.clone().requires_grad_(odd), key, value, group=group))
-    said = "scale must be a number" if odd else f"rank {size - 1} refused its arguments"
-    kind = TypeError if odd else ValueError
-    scale = torch.tensor(2.0) if odd else 2.0
-    raises(kind, said, lambda: sharded_attend(query, key, value, scale=scale, group=group))
+    for refused, said, kind in ((torch.tensor(2.0), "scale must be a number", TypeError), (10**5000, "", ValueError)):
+        scale = refused if odd else 2.0
+        said, kind = (said, kind) if odd else (f"rank {size - 1} refused its arguments", ValueError)
+        raises(kind, said, lambda scale=scale: sharded_attend(query, key, value, scale=scale, group=group))
     said = "value must have shape" if odd else f"rank {size - 1} refused its arguments"
     raises(ValueError, said, lambda: sharded_attend(query, key, value[:, :3] if odd else value, group=group))
     memory, asked = KVMemory(4, 1, 5), torch.ones(1, 1, 7, 5)

@@ -263,6 +263,16 @@ def test_lists_of_numbers_mean_what_torch_means(axes):
     assert explanation.verify()
 
 
+def test_an_axis_of_size_one_is_an_index_where_it_broadcasts_against_nothing():
+    assert "A[i] * B[i]" in explain_einsum("i,i->i", (1,), (1,)).loops
+    assert "A[0] * B[i]" in explain_einsum("i,i->i", (1,), (2,)).loops
+
+
+def test_an_entry_that_is_used_no_time_is_a_warning():
+    (warning,) = explain_einsum("i,i->", (1,), (0,)).warnings
+    assert "size 1 in A but 0 elsewhere, and is summed: that one entry is used 0 times" in warning
+
+
 def test_what_is_not_a_number_agrees_with_itself():
     assert explain_einsum("i,i->", torch.tensor([torch.nan, 1.0]), torch.ones(2)).verify()
 

@@ -35,16 +35,17 @@ def agree(
         TypeError, ValueError: what ``check`` raised here; or that another rank's arguments were refused there; or that
             a rank differs from rank 0, and in what.
     """
-    error, card, device = None, {}, torch.device("cpu")
+    error, card, device = None, "{}", torch.device("cpu")
     try:
         check()
         device = next(iter(tensors.values())).device
         dtypes = {f"dtype of {name}": str(tensor.dtype) for name, tensor in tensors.items()}
-        card = {"shapes": {name: list(tensor.shape) for name, tensor in tensors.items()}, "facts": {**dtypes, **facts}}
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        card = json.dumps({"shapes": shapes, "facts": {**dtypes, **facts}})
     except (TypeError, ValueError) as refused:
         error = refused
-    text = json.dumps(card).encode().ljust(CARD)
-    packets = ring.gather(torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device))
+    packet = torch.frombuffer(bytearray(card.encode().ljust(CARD)), dtype=torch.uint8)
+    packets = ring.gather(packet.to(device))
     if error is not None:
         raise error
     cards = [json.loads(bytes(packet.tolist())) for packet in packets]
