@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from attnlib.lsh import lsh_attention
 from attnlib.plots import plot_curves, plot_hash_circle, plot_hash_round, plot_sorted
 
 ANGLES = torch.arange(7) * 0.9
@@ -31,12 +32,22 @@ def test_dots_have_the_colour_of_their_bucket_and_stand_at_their_place():
     colours = dots.get_facecolors()
     assert torch.equal(buckets[:, None] == buckets, torch.tensor((colours[:, None] == colours).all(-1)))
     assert [text.get_text() for text in ax.texts if text.get_fontsize() == 9] == ["0", "1", "2", "3"]
+    arrows = np.array([text.xy for text in ax.texts if hasattr(text, "xy")])  # bucket by bucket
+    wanted = torch.cat([DIRECTIONS, -DIRECTIONS], 1).T.numpy()
+    np.testing.assert_allclose(arrows / wanted, arrows[0, 0] / wanted[0, 0], rtol=1e-5)
+    assert 0 < np.linalg.norm(arrows, axis=1).max() < 1  # they do not reach the dots
+    numbers = [text.get_text() for text in ax.texts if text.get_fontsize() == 8]
+    assert numbers == [str(token) for token in range(7)]
+    assert not [text for text in plot_hash_circle(CIRCLE, DIRECTIONS, labels=False).texts if text.get_fontsize() == 8]
 
 
 def test_the_sorted_row_shows_positions_and_borders():
     ax = plot_sorted(torch.tensor([2, 0, 1, 0, 2]), 2)
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2", "3", "4", "1", "3", "2", "0", "4"]
     assert [line.get_xdata()[0] for line in ax.lines] == [0, 2, 4, 5]
+    assert [line.get_xdata()[0] for line in plot_sorted(torch.tensor([2, 0, 1, 0]), 2).lines] == [0, 2, 4]
+    long = plot_sorted(torch.arange(40) % 2, 8)  # in a bucket, the order of reading stays
+    assert [text.get_text() for text in long.texts[40:]] == [str(i) for i in (*range(0, 40, 2), *range(1, 40, 2))]
     colours = [patch.get_facecolor() for patch in ax.patches]
     assert colours[0] == colours[4] != colours[1] == colours[3]
     assert colours[5:] == [colours[i] for i in (1, 3, 2, 0, 4)]
@@ -47,7 +58,12 @@ def test_a_round_shows_its_attention():
     assert (matrix.get_xlabel(), matrix.get_ylabel()) == ("Keys", "Queries")
     weights = np.asarray(matrix.images[0].get_array())
     assert weights.shape == (7, 7)
-    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-6)
+    eye = torch.eye(7)[None, None]
+    wanted = lsh_attention(CIRCLE[None, None], eye, DIRECTIONS[None, None], chunk_size=3, is_causal=True)
+    np.testing.assert_allclose(weights, wanted[0, 0], atol=1e-6)
+    assert not np.triu(weights, 1).any()
+    four = [dot.tolist() for dot in plt.get_cmap("viridis")(np.linspace(0.05, 0.92, 4))]  # colours of the circle
+    assert all(list(patch.get_facecolor()) in four for patch in row.patches)
     assert len(circle.collections) == 1
     assert len(row.patches) == 14
 

@@ -26,6 +26,10 @@ def test_staircase_has_a_line_for_each_memory_and_one_for_guessing():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["0", "64", "Guessing"]
     assert ax.get_xlabel()
     assert ax.get_ylabel() == "Right answers"
+    assert ax.get_xscale() == "log"
+    (guessing,) = ax.lines
+    assert set(guessing.get_ydata()) == {0.03}
+    assert not plot_staircase(edges, accuracy).lines
 
 
 def test_staircase_draws_on_the_axes_it_is_given_and_refuses_a_wrong_length():
@@ -46,6 +50,10 @@ def test_memory_reads_stand_where_they_were_stored_and_missing_ones_are_left_out
     again = plot_memory_reads(ids.tolist(), weights.requires_grad_(), now=10, capacity=99, labels=["word"] * 10)
     assert [line.get_xdata().tolist() for ax in again for line in ax.lines] == [[3, 9], [4]]
     assert (again[0].patches[0].get_x(), again[0].patches[0].get_width()) == (0, 10)
+    (first,) = plot_memory_reads(
+        torch.tensor([[3, 9]]), torch.tensor([[0.8, 0.1]]), now=10, capacity=7, labels="abcdefghij"
+    )
+    assert [text.get_text() for text in first.texts] == ["d"]  # the one that counts most, not the newest
     shaded = axes[0].patches[0]
     assert (shaded.get_x(), shaded.get_width()) == (3, 7)
 

@@ -29,8 +29,14 @@ def test_wherever_the_row_is_cut_the_merged_average_stays(cuts):
 
 
 def test_two_halves_weigh_three_and_seven_tenths():
-    _, shares, _ = plot_parts(SCORES, VALUES, [2])
+    scores, shares, averages = plot_parts(SCORES, VALUES, [2])
     assert [bar.get_height() for bar in shares.patches] == pytest.approx([0.3, 0.7])
+    assert [bar.get_height() for bar in scores.patches] == pytest.approx(SCORES.tolist())
+    (cut,) = scores.lines
+    assert set(cut.get_xdata()) == {1.5}  # between the keys 1 and 2
+    *parts, merged = [line.get_ydata() for line in averages.lines]
+    assert [float(height) for (height,) in parts] == pytest.approx([50 / 3, 250 / 7])
+    assert set(merged) == {pytest.approx(30.0)}
 
 
 def test_in_a_ring_each_process_gets_what_the_one_before_it_had():

@@ -31,6 +31,9 @@ def test_split_heads_hold_columns():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["Head 0", "Head 1"]
     numbers = {text.get_position(): text.get_text() for text in ax.texts}
     assert numbers == {(column, token): str(6 * token + column) for column in range(6) for token in range(5)}
+    inks = {text.get_position()[0]: text.get_color() for text in ax.texts}
+    assert inks == dict(enumerate(["white"] * 3 + ["black"] * 3))  # on dark, and on light
+    assert ax.images[0].get_cmap().name == "cividis"
 
 
 def test_a_straight_view_holds_rows():

@@ -37,7 +37,14 @@ def test_scaling_shows_one_line_for_each_way():
             assert tuple(line.get_xdata()) == SIZES
             np.testing.assert_allclose(line.get_ydata(), [float(value) for value in values])
         assert texts(ax.get_xticklabels()) == ["2", "8", "32"]
+        assert ax.get_xscale() == "log"
         assert texts(ax.get_legend().get_texts()) == ["plain", "divided"]
+
+
+def test_spreads_double_by_equal_steps():
+    spread, slope = plot_scaling(SIZES, SPREADS, SLOPES)
+    assert (spread.get_yscale(), slope.get_yscale()) == ("log", "linear")
+    assert slope.get_ylim() == (0.0, 1.0)
 
 
 def test_scaling_leaves_no_line_out_however_many_there_are():
