@@ -81,7 +81,7 @@ def check_options(is_causal: object, scale: object) -> None:
     """TypeError unless `is_causal` is a bool, and `scale` a number or None."""
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool; got {type(is_causal).__name__}")
-    if scale is not None and (not isinstance(scale, (int, float)) or isinstance(scale, bool)):
+    if scale is not None and (not isinstance(scale, (int, float, torch.SymFloat)) or isinstance(scale, bool)):
         raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
 
 
@@ -109,7 +109,7 @@ def _autocast_unites(x: Tensor, weight: Tensor) -> bool:
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> None:
     """TypeError unless an int (bool is none), ValueError below `at_least`."""
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):  # torch.export has sizes of its own kind
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}; got {value}")

@@ -201,6 +201,21 @@ def test_compiled_and_under_autocast():
         assert_close(attend(query, key, value), plain)
 
 
+class Exported(torch.nn.Module):
+    def forward(self, query, key, value):
+        scale = query.shape[-1] ** -0.5
+        weights = attention_weights(query, key, is_causal=True, scale=scale)
+        return attend(query, key, value, is_causal=True, scale=scale).output, weights @ value
+
+
+def test_exported_with_any_number_of_tokens():
+    tokens = torch.export.Dim("tokens", min=2, max=99)
+    exported = torch.export.export(Exported(), tuple(qkv(k=Q)), dynamic_shapes=[{2: tokens}] * 3).module()
+    query, key, value = qkv(q=K)
+    for output in exported(query, key, value):
+        assert_close(output, attend(query, key, value, is_causal=True).output)
+
+
 # Properties
 
 

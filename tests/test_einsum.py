@@ -273,6 +273,23 @@ def test_an_entry_that_is_used_no_time_is_a_warning():
     assert "size 1 in A but 0 elsewhere, and is summed: that one entry is used 0 times" in warning
 
 
+def test_numbers_without_an_output_keep_the_dots():
+    a, b = numbers(2, 3, 5), numbers(5, 7)
+    explanation = explain_einsum(a, [..., 4], b, [4, 1])
+    torch.testing.assert_close(explanation.run_loops(), torch.einsum(a, [..., 4], b, [4, 1]))
+    assert explanation.output_shape == (2, 3, 7)
+
+
+def test_a_plain_shape_has_the_default_dtype_and_a_kibibyte_has_1024_bytes():
+    assert "memory of the output: 1.0 KiB" in str(explain_einsum("ij->ji", (16, 16)))
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert "memory of the output: 2.0 KiB" in str(explain_einsum("ij->ji", (16, 16)))
+        assert explain_einsum("ij->ji", (16, 16)).run_loops().dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_what_is_not_a_number_agrees_with_itself():
     assert explain_einsum("i,i->", torch.tensor([torch.nan, 1.0]), torch.ones(2)).verify()
 

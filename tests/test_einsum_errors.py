@@ -51,6 +51,7 @@ CASES = {
     "three dots twice": ("...i...->i", [(2, 3)], "a second `...`", "..."),
     "dots glued to a word": ("batch...->batch", [(2, 3)], "names 5 axes|space before `...`", None),
     "dots glued before a word": ("...seq_q -> seq_q", [(2, 3)], "space behind `...`", "s"),
+    "one word for each operand": ("batch,batch->batch", [(2,), (3,)], "axis `batch` two sizes", None),
     "a number": ("1 j -> j", [(1, 3)], "`1`, which is a number", "1"),
     "no name": ("2d j -> j", [(2, 3)], "`2d`, which is no name", "2d"),
     "an underscore at the end": ("batch_ j -> j", [(2, 3)], "`batch_`, which begins or ends with an unders", "batch_"),
