@@ -36,6 +36,8 @@ def test_dots_have_the_colour_of_their_bucket_and_stand_at_their_place():
     wanted = torch.cat([DIRECTIONS, -DIRECTIONS], 1).T.numpy()
     np.testing.assert_allclose(arrows / wanted, arrows[0, 0] / wanted[0, 0], rtol=1e-5)
     assert 0 < np.linalg.norm(arrows, axis=1).max() < 1  # they do not reach the dots
+    long = np.array([text.xy for text in plot_hash_circle(CIRCLE, 5 * DIRECTIONS).texts if hasattr(text, "xy")])
+    np.testing.assert_allclose(long, arrows, rtol=1e-5)
     numbers = [text.get_text() for text in ax.texts if text.get_fontsize() == 8]
     assert numbers == [str(token) for token in range(7)]
     assert not [text for text in plot_hash_circle(CIRCLE, DIRECTIONS, labels=False).texts if text.get_fontsize() == 8]
@@ -62,8 +64,9 @@ def test_a_round_shows_its_attention():
     wanted = lsh_attention(CIRCLE[None, None], eye, DIRECTIONS[None, None], chunk_size=3, is_causal=True)
     np.testing.assert_allclose(weights, wanted[0, 0], atol=1e-6)
     assert not np.triu(weights, 1).any()
-    four = [dot.tolist() for dot in plt.get_cmap("viridis")(np.linspace(0.05, 0.92, 4))]  # colours of the circle
-    assert all(list(patch.get_facecolor()) in four for patch in row.patches)
+    few, row_of_few, _ = plot_hash_round(CIRCLE[:2], DIRECTIONS, chunk_size=3)  # the same colours in both pictures
+    dots, cells = few.collections[0].get_facecolors(), [patch.get_facecolor() for patch in row_of_few.patches]
+    np.testing.assert_allclose(cells[:2], dots)
     assert len(circle.collections) == 1
     assert len(row.patches) == 14
 
