@@ -91,6 +91,8 @@ def test_a_chunk_far_longer_than_the_sequence_takes_no_more_room():
     for flags in FLAGS:
         outputs = [lsh_attention(query_key, value, rotations, chunk_size=size, **flags) for size in (11, 10**9)]
         assert torch.equal(*outputs)
+        one_bucket = torch.zeros_like(rotations)
+        check_against_oracle(query_key, value, one_bucket, chunk_size=10**9, **flags)
     nothing = lsh_attention(query_key[:, :, :0], value[:, :, :0], rotations, chunk_size=10**9)
     assert nothing.shape == (2, 3, 0, 7)
 

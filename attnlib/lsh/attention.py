@@ -84,7 +84,7 @@ def lsh_attention(
         rotations = rotations[:, :1]  # one chunk holds all: every round would show the same
     buckets = hash_buckets(query_key.detach(), rotations)
     num_buckets = 2 * rotations.shape[-1]
-    chunk_size = min(chunk_size, max(query_key.shape[2], 1))  # no buffers for places that stay empty
+    chunk_size = min(chunk_size, query_key.shape[2])  # no buffers for places that stay empty
     rule = Rule(chunk_size, num_buckets, is_causal, bool(count_once), bool(across_buckets), scale)
     return attend_rounds(query_key, value, buckets, key_mask, rule)
 
