@@ -100,7 +100,7 @@ def test_sizes_disagree_with_the_one_that_decides_not_with_a_size_of_one():
         explain_einsum("i,i,i->i", (1,), (3,), (5,))
 
 
-@pytest.mark.parametrize(("equation", "shape"), [("ii->i", (10**6, 10**6)), ("ij->i", (10**9, 0)), ("i->", (10**9,))])
+@pytest.mark.parametrize(("equation", "shape"), [("ii->i", (1000, 1000)), ("ij->i", (10**9, 0)), ("i->", (10**9,))])
 def test_what_is_too_large_to_run_is_refused_before_it_is_drawn(equation, shape):
     explanation = explain_einsum(equation, shape)
     for run in (explanation.run_loops, explanation.verify):
