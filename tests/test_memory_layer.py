@@ -353,8 +353,8 @@ def test_a_zero_vector_stays_one_in_the_memory_in_every_dtype(dtype):
         (lambda m: layer_of()(tokens_of(8), m), ValueError, "x must have at most context_length=7 tokens; got 8"),
         (lambda m: layer_of()(tokens_of(7)[..., :5], m), ValueError, r"x must have shape .*d_in=11.*got \(2, 7, 5\)"),
         (lambda m: layer_of()(tokens_of(7), "memory"), TypeError, "memory must be a KVMemory; got str"),
-        (lambda m: layer_of()(tokens_of(7, batch=3), m), ValueError, "memory must have batch_size=3, .*; got 2"),
-        (lambda m: layer_of()(tokens_of(7)[0], m), ValueError, "memory must have batch_size=1, .*; got 2"),
+        (lambda m: layer_of()(tokens_of(7, batch=3), m), ValueError, "query must have shape .*batch=2.*got .3"),
+        (lambda m: layer_of()(tokens_of(7)[0], m), ValueError, "query must have shape .*batch=2.*got .1"),
         (lambda m: layer_of(head_dim=5)(tokens_of(7), m), ValueError, "memory must have head_dim=5, .*; got 4"),
         (
             lambda m: MemoryAttention(3, 4, 5, 0.0, 2, fusion="sum"),

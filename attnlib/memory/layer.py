@@ -160,10 +160,9 @@ class MemoryAttention(nn.Module):
     def _search(self, query: Tensor, memory: KVMemory) -> MemoryHits:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
-        sizes = {"batch_size": len(query), "num_heads": self.num_heads, "head_dim": self.head_dim}
-        for name, size in {**sizes, "value_dim": self.head_dim}.items():
-            if getattr(memory, name) != size:
-                raise ValueError(f"memory must have {name}={size}, like x and the layer; got {getattr(memory, name)}")
+        for name, size in {"num_heads": self.num_heads, "head_dim": self.head_dim, "value_dim": self.head_dim}.items():
+            if getattr(memory, name) != size:  # the batch is looked at by search
+                raise ValueError(f"memory must have {name}={size}, like the layer; got {getattr(memory, name)}")
         hits = memory.search(query.detach().to(memory.dtype), min(self.top_k, memory.capacity))
         return hits._replace(keys=hits.keys.to(query.dtype), values=hits.values.to(query.dtype))
 
