@@ -61,10 +61,11 @@ _ON_FIRST_USE = {
 
 
 def __getattr__(name: str) -> object:
-    """Load the larger packages when a name of theirs is first used, so that ``import attnlib`` stays light."""
+    """Load a larger package when it, or a name of its, is first used, so that ``import attnlib`` stays light."""
     for package, names in _ON_FIRST_USE.items():
-        if name in names:
-            return getattr(import_module(f"attnlib.{package}"), name)
+        if name == package or name in names:
+            module = import_module(f"attnlib.{package}")
+            return module if name == package else getattr(module, name)
     raise AttributeError(f"module 'attnlib' has no attribute {name!r}")
 
 

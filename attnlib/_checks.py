@@ -79,10 +79,15 @@ def check_qkv(
 
 def check_options(is_causal: object, scale: object) -> None:
     """TypeError unless `is_causal` is a bool, and `scale` a number or None."""
-    if not isinstance(is_causal, bool):
-        raise TypeError(f"is_causal must be a bool; got {type(is_causal).__name__}")
+    check_bool("is_causal", is_causal)
     if scale is not None and (not isinstance(scale, (int, float, torch.SymFloat)) or isinstance(scale, bool)):
         raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
+
+
+def check_bool(name: str, value: object) -> None:
+    """TypeError unless True or False: a word such as "no" counts as true elsewhere."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
 
 
 def check_input(x: Tensor, weight: Tensor, d_in: int, context_length: int | None = None) -> None:

@@ -97,13 +97,11 @@ def main() -> None:
         return call
 
     compare("forward", {n: without_gradients(f) for n, f in forwards.items()}, arguments.rounds, device)
-
-    def with_gradients(name: str, forward: Callable[[], Tensor]) -> Callable[[], object]:
-        side = theirs if name == "nn.MultiheadAttention" else module
-        leaves = [x, *side.parameters()]
-        return lambda: torch.autograd.grad(forward().sum(), leaves)
-
-    both = {name: with_gradients(name, forward) for name, forward in forwards.items()}
+    leaves = [x, *module.parameters(), *theirs.parameters()]  # each side uses its own
+    both = {
+        name: (lambda f=forward: torch.autograd.grad(f().sum(), leaves, allow_unused=True))
+        for name, forward in forwards.items()
+    }
     compare("forward and backward", both, arguments.rounds, device)
 
     imports = [(import_seconds("torch"), import_seconds("torch, attnlib")) for _ in range(7)]

@@ -322,6 +322,8 @@ def test_the_device_at_hand_gives_the_same(flags, monkeypatch):
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1; got 0"),
         ({"chunk_size": 2.0}, TypeError, "chunk_size must be an int; got float"),
         ({"is_causal": "no"}, TypeError, "is_causal must be a bool; got str"),
+        ({"count_once": "no"}, TypeError, "count_once must be a bool; got str"),
+        ({"across_buckets": 1}, TypeError, "across_buckets must be a bool; got int"),
         ({"scale": "1"}, TypeError, "scale must be a number or None; got str"),
         (
             {"key_mask": torch.ones(2, 7)},

@@ -124,12 +124,18 @@ def test_modules_are_small_and_tested():
 
 
 def test_import_attnlib_brings_no_plotting_and_nothing_optional():
-    code = "import attnlib, sys; print(*sys.modules)"
+    code = "import sys, torch; old = set(sys.modules); import attnlib; print(*set(sys.modules) - old)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"matplotlib", "ipywidgets", "IPython", "faiss", "transformers"} & set(loaded)
+    assert not {"matplotlib", "ipywidgets", "IPython", "faiss", "transformers", "opt_einsum"} & set(loaded)
     larger = {"attnlib.einsum", "attnlib.lsh", "attnlib.memory", "attnlib.sharded"}
     assert "attnlib.attend" in loaded
     assert not larger & set(loaded), "they are loaded on first use"
+
+
+@pytest.mark.parametrize("name", ["einsum", "lsh", "memory", "sharded"])
+def test_a_package_is_there_without_an_import_of_its_own(name):
+    code = f"import attnlib; assert attnlib.{name}.__name__ == 'attnlib.{name}'"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_public_name_is_there_and_no_other():

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count, check_options, check_same, check_shape, check_tensor
+from attnlib._checks import check_bool, check_count, check_options, check_same, check_shape, check_tensor
 from attnlib.lsh._rounds import attend_rounds
 from attnlib.lsh._sorted import Rule
 from attnlib.lsh.hashing import check_rotations, hash_buckets
@@ -54,8 +54,8 @@ def lsh_attention(
         (batch, heads, tokens, value_dim) in the dtype of ``value``.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, dtypes differ, ``key_mask`` is not boolean, ``is_causal`` no
-            bool, or ``scale`` no number.
+        TypeError: an argument is no floating-point tensor, dtypes differ, ``key_mask`` is not boolean, another option
+            no bool, or ``scale`` no number.
         ValueError: a shape or a device does not fit, or ``chunk_size`` is below 1.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; counting once is the N_ij of its appendix A.
@@ -77,6 +77,8 @@ def lsh_attention(
     check_rotations(rotations, query_key, "query_key")
     check_count("chunk_size", chunk_size)
     check_options(is_causal, scale)
+    check_bool("count_once", count_once)
+    check_bool("across_buckets", across_buckets)
     if key_mask is not None:
         _check_key_mask(key_mask, query_key)
     scale = 1.0 if scale is None else float(scale)
@@ -85,7 +87,7 @@ def lsh_attention(
     buckets = hash_buckets(query_key.detach(), rotations)
     num_buckets = 2 * rotations.shape[-1]
     chunk_size = min(chunk_size, query_key.shape[2])  # no buffers for places that stay empty
-    rule = Rule(chunk_size, num_buckets, is_causal, bool(count_once), bool(across_buckets), scale)
+    rule = Rule(chunk_size, num_buckets, is_causal, count_once, across_buckets, scale)
     return attend_rounds(query_key, value, buckets, key_mask, rule)
 
 

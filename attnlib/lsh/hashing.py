@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from attnlib._checks import check_count, check_shape, check_tensor
+from attnlib.attend import without_autocast
 
 PROJECTED = {"cpu": 2**18}  # projections held at a time: what a core's cache holds
 PROJECTED_ELSEWHERE = 2**23  # what keeps an accelerator busy
@@ -107,7 +108,7 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
         some = slice(start, start + group)
         for first in range(0, tokens, rows):
             here = vectors[some, first : first + rows].to(dtype)  # (group, rows, head_dim)
-            with torch.autocast(vectors.device.type, enabled=False):
+            with without_autocast(vectors.device):
                 projected = here @ side_by_side[head[some]]  # (group, rows, num_hashes · num_buckets / 2)
             buckets[some, :, first : first + rows] = _largest(projected.unflatten(-1, (num_hashes, half))).mT
     return buckets.unflatten(0, (batch, heads))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from attnlib.attend import without_autocast
 from attnlib.memory.hits import MemoryHits
 from attnlib.memory.search import best_first
 
@@ -30,7 +31,7 @@ def fetch(query: Tensor, keys: Tensor, values: Tensor, ids: Tensor) -> MemoryHit
 def _score(query: Tensor, keys: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     found = _copy(keys, ids)  # (batch, heads, tokens, top_k, head_dim)
     dtype = torch.promote_types(query.dtype, torch.float32)
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query.device):
         scores = (query.unsqueeze(-2).to(dtype) @ found.to(dtype).mT).squeeze(-2)  # (batch, heads, tokens, top_k)
     return found, scores.masked_fill(ids < 0, -torch.inf)
 

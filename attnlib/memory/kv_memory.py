@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attnlib._checks import check_count, check_same, check_shape, check_tensor
+from attnlib.attend import without_autocast
 from attnlib.memory.fetch import fetch
 from attnlib.memory.hits import MemoryHits
 from attnlib.memory.search import best_ids
@@ -152,7 +153,7 @@ class KVMemory:
             if of_row:
                 rows = slice(None) if alike else slice(row, row + 1)
                 width = min(top_k, len(of_row))
-                with torch.autocast(self.device.type, enabled=False):
+                with without_autocast(self.device):
                     ids[rows, ..., :width] = best_ids(query[rows], self._keys[rows], of_row, width, block_size)
         return self._fetch(query, ids)
 
