@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlib._checks import check_options, check_qkv, check_same, check_tensor
+from attnlib._validate import check_options, check_qkv, check_same, check_tensor
 from attnlib.masks import causal_mask
 
 

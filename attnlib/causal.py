@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from attnlib._checks import check_count, check_input, check_probability
+from attnlib._validate import check_count, check_input, check_probability
 from attnlib.attend import attention, attention_weights
 
 
@@ -49,11 +49,11 @@ class CausalAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        check_input(x, self.W_query.in_features, self.context_length)
         dropout_p = self.dropout.p if self.training else 0.0
         return attention(self.W_query(x), self.W_key(x), self.W_value(x), is_causal=True, dropout_p=dropout_p)
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weights (…, tokens, tokens) before dropout, zero above the diagonal; rows sum to one."""
-        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        check_input(x, self.W_query.in_features, self.context_length)
         return attention_weights(self.W_query(x), self.W_key(x), is_causal=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnlib._blocks import Blocks, Running
-from attnlib._checks import check_count, check_options, check_qkv
+from attnlib._validate import check_count, check_options, check_qkv
 from attnlib.attend import Attended
 
 

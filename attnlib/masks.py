@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count
+from attnlib._validate import check_count
 
 
 def causal_mask(q_tokens: int, kv_tokens: int | None = None, *, device: torch.device | str | None = None) -> Tensor:

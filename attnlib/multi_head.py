@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from attnlib._checks import check_count, check_input, check_probability, check_shape, check_tensor
+from attnlib._validate import check_count, check_input, check_probability, check_shape, check_tensor
 from attnlib.attend import attention, attention_weights
 from attnlib.causal import CausalAttention
 
@@ -211,7 +211,7 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        check_input(x, self.W_query.in_features, self.context_length)
         query, key, value = (split_heads(linear(x), self.num_heads) for linear in self._qkv())
         dropout_p = self.dropout.p if self.training else 0.0
         heads = attention(query, key, value, is_causal=True, dropout_p=dropout_p)  # (…, num_heads, tokens, head_dim)
@@ -219,7 +219,7 @@ class MultiHeadAttention(nn.Module):
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weights (…, num_heads, tokens, tokens) before dropout, zero above the diagonal; rows sum to one."""
-        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        check_input(x, self.W_query.in_features, self.context_length)
         query, key = (split_heads(linear(x), self.num_heads) for linear in (self.W_query, self.W_key))
         return attention_weights(query, key, is_causal=True)
 

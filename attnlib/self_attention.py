@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attnlib._checks import check_count, check_input, check_tensor
+from attnlib._validate import check_count, check_input, check_tensor
 from attnlib.attend import attend, attention, attention_weights
 
 
@@ -92,12 +92,12 @@ class SelfAttention_v1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query, self.W_query.shape[0])
+        check_input(x, self.W_query.shape[0])
         return attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"))
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weights (…, tokens, tokens): a row for each query, summing to one."""
-        check_input(x, self.W_query, self.W_query.shape[0])
+        check_input(x, self.W_query.shape[0])
         return attention_weights(self._project(x, "query"), self._project(x, "key"))
 
 
@@ -134,10 +134,10 @@ class SelfAttention_v2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.weight, self.W_query.in_features)
+        check_input(x, self.W_query.in_features)
         return attention(self.W_query(x), self.W_key(x), self.W_value(x))
 
     def attention_weights(self, x: Tensor) -> Tensor:
         """Weights (…, tokens, tokens): a row for each query, summing to one."""
-        check_input(x, self.W_query.weight, self.W_query.in_features)
+        check_input(x, self.W_query.in_features)
         return attention_weights(self.W_query(x), self.W_key(x))

@@ -1,38 +1,38 @@
-"""attnlib._checks and the judge of the exercises: bad input and wrong answers become one clear sentence."""
+"""attnlib._validate and the judge of the exercises: bad input and wrong answers become one clear sentence."""
 
 import pytest
 import torch
 
-from attnlib import _checks
+from attnlib import _validate
 from attnlib.checks import Verdict
 from attnlib.checks._judge import differs, judge
 
 
 def test_shapes_are_said_in_words():
     tensor = torch.zeros(2, 8, 10, 32)
-    _checks.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 32})
+    _validate.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 32})
     with pytest.raises(
         ValueError, match=r"query must have shape \(batch, heads, tokens, head_dim=64\); got \(2, 8, 10, 32\)"
     ):
-        _checks.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 64})
+        _validate.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 64})
     with pytest.raises(ValueError, match=r"query must have shape \(tokens, head_dim\)"):
-        _checks.check_shape("query", tensor, "tokens head_dim")
+        _validate.check_shape("query", tensor, "tokens head_dim")
     with pytest.raises(ValueError, match=r"query must have shape \(\.\.\., tokens, head_dim\); got \(32,\)"):
-        _checks.check_shape("query", tensor[0, 0, 0], "... tokens head_dim")
+        _validate.check_shape("query", tensor[0, 0, 0], "... tokens head_dim")
 
 
 def test_counts_and_probabilities():
-    _checks.check_count("top_k", 1)
+    _validate.check_count("top_k", 1)
     with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
-        _checks.check_count("top_k", 0)
+        _validate.check_count("top_k", 0)
     with pytest.raises(TypeError, match="top_k must be an int; got bool"):
-        _checks.check_count("top_k", True)
-    _checks.check_probability("dropout", 0)
-    _checks.check_probability("dropout", 1.0)
+        _validate.check_count("top_k", True)
+    _validate.check_probability("dropout", 0)
+    _validate.check_probability("dropout", 1.0)
     with pytest.raises(ValueError, match=r"dropout must lie between 0 and 1; got -0.1"):
-        _checks.check_probability("dropout", -0.1)
+        _validate.check_probability("dropout", -0.1)
     with pytest.raises(TypeError, match="dropout must be a number; got bool"):
-        _checks.check_probability("dropout", False)
+        _validate.check_probability("dropout", False)
 
 
 def row_sums(x):

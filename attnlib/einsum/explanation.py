@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count
+from attnlib._validate import check_count
 from attnlib.einsum.bind import Contraction
 from attnlib.einsum.facts import EinsumFacts
 from attnlib.einsum.loops import loops_source

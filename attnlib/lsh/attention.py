@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_bool, check_count, check_options, check_same, check_shape, check_tensor
+from attnlib._validate import check_bool, check_count, check_options, check_same, check_shape, check_tensor
 from attnlib.lsh._rounds import attend_rounds
 from attnlib.lsh._sorted import Rule
 from attnlib.lsh.hashing import check_rotations, hash_buckets

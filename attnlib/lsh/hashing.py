@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count, check_shape, check_tensor
+from attnlib._validate import check_count, check_shape, check_tensor
 from attnlib.attend import without_autocast
 
 PROJECTED = {"cpu": 2**18}  # projections held at a time: what a core's cache holds

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attnlib._checks import check_count, check_input
+from attnlib._validate import check_count, check_input
 from attnlib.lsh.attention import lsh_attention
 from attnlib.lsh.hashing import random_rotations
 from attnlib.multi_head import join_heads, split_heads
@@ -84,7 +84,7 @@ class LSHSelfAttention(nn.Module):
 
         ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real; padding gets what ``out_proj`` makes of 0.
         """
-        check_input(x, self.W_query_key.weight, self.W_query_key.in_features)
+        check_input(x, self.W_query_key.in_features)
         if x.ndim == 2:
             return self.forward(x[None], key_mask[None] if isinstance(key_mask, Tensor) else key_mask)[0]
         query_key, value = (split_heads(linear(x), self.num_heads) for linear in (self.W_query_key, self.W_value))

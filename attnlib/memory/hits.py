@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count, check_same, check_shape, check_tensor
+from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.attend import Attended, attend
 
 

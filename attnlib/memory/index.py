@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count
+from attnlib._validate import check_count
 from attnlib.memory.hits import MemoryHits
 from attnlib.memory.kv_memory import KVMemory
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attnlib._checks import check_count, check_same, check_shape, check_tensor
+from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.attend import without_autocast
 from attnlib.memory.fetch import fetch
 from attnlib.memory.hits import MemoryHits

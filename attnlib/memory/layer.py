@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlib._checks import check_count, check_input, check_probability
+from attnlib._validate import check_count, check_input, check_probability
 from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.memory.hits import MemoryHits, attend_hits
 from attnlib.memory.kv_memory import KVMemory
@@ -147,7 +147,7 @@ class MemoryAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Unit queries over the temperature, unit keys, and values, each (batch, num_heads, tokens, head_dim)."""
-        check_input(x, self.W_query.weight, self.W_query.in_features, self.context_length)
+        check_input(x, self.W_query.in_features, self.context_length)
         rows = x if x.ndim == 3 else x.unsqueeze(0)
         query, key, value = (
             split_heads(linear(rows), self.num_heads) for linear in (self.W_query, self.W_key, self.W_value)

@@ -8,7 +8,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from attnlib._checks import check_count
+from attnlib._validate import check_count
 from attnlib.einsum import EinsumExplanation
 
 DONE, NOW, FILLED = plt.get_cmap("viridis")([0.75, 0.99, 0.3])

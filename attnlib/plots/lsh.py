@@ -8,7 +8,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from attnlib._checks import check_count
+from attnlib._validate import check_count
 from attnlib.lsh import hash_buckets, lsh_attention
 from attnlib.plots._base import as_array, new_axes, plot_attention
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnlib._blocks import Blocks, Running
-from attnlib._checks import check_options, check_qkv
+from attnlib._validate import check_options, check_qkv
 from attnlib.attend import Attended
 from attnlib.sharded.agreement import agree
 from attnlib.sharded.ring import Ring

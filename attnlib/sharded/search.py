@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attnlib._checks import check_count, check_same, check_shape, check_tensor
+from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.memory import KVMemory, MemoryHits
 from attnlib.sharded.agreement import agree
 from attnlib.sharded.ring import Ring

@@ -1,4 +1,4 @@
-"""Bad input becomes one clear error, raised at the door of a function and naming the argument."""
+"""Bad input becomes one clear error, raised on entry, that names the argument."""
 
 from collections.abc import Mapping
 
@@ -90,26 +90,30 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
 
 
-def check_input(x: Tensor, weight: Tensor, d_in: int, context_length: int | None = None) -> None:
-    """What comes in at a module's door: (batch, tokens, d_in) or (tokens, d_in), like the module's own `weight`."""
+def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None:
+    """What a layer checks of its input: (batch, tokens, d_in) or (tokens, d_in), and not too many tokens.
+
+    Dtype and device are left to the layer's Linears, which may be quantised, offloaded or adapted.
+    """
     check_tensor("x", x)
     if x.ndim not in (2, 3) or x.shape[-1] != d_in:
         raise ValueError(
             f"x must have shape (batch, tokens, d_in={d_in}) or (tokens, d_in={d_in}); got {tuple(x.shape)}"
         )
-    if x.device != weight.device:
-        raise ValueError(f"x must be on the device of the module, {weight.device}; got {x.device}")
-    if x.dtype != weight.dtype and not _autocast_unites(x, weight):
-        raise TypeError(f"x must have the dtype of the module, {weight.dtype}; got {x.dtype}")
     if context_length is not None and x.shape[-2] > context_length:
         raise ValueError(f"x must have at most context_length={context_length} tokens; got {x.shape[-2]}")
 
 
-def _autocast_unites(x: Tensor, weight: Tensor) -> bool:
-    """Whether autocast is on and brings both to one dtype: it leaves float64 as it is."""
-    device = x.device.type
-    is_on = device != "meta" and torch.is_autocast_enabled(device)  # meta has no autocast
-    return is_on and torch.float64 not in (x.dtype, weight.dtype)
+def check_key_mask(key_mask: object, x: Tensor) -> None:
+    """A boolean mask of real tokens, True = real: (batch, tokens) like `x` without its last axis."""
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
+        got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
+        raise TypeError(f"key_mask must be a boolean tensor, True = real token; got {got}")
+    if key_mask.shape != x.shape[:-1]:
+        axes = ", ".join(f"{name}={size}" for name, size in zip(("batch", "tokens")[3 - x.ndim :], x.shape))
+        raise ValueError(f"key_mask must have shape ({axes}); got {tuple(key_mask.shape)}")
+    if key_mask.device != x.device:
+        raise ValueError(f"key_mask must be on the device of x, {x.device}; got {key_mask.device}")
 
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> None:
