@@ -1,6 +1,5 @@
 """Checks that learners run on their own code: one function per exercise, which names the likely mistake."""
 
-from attnlib.checks._judge import Verdict
 from attnlib.checks.causal import check_causal_weights, check_dropout, check_leak, check_look_mask
 from attnlib.checks.context_vectors import check_context_vectors, check_cosine_context, check_scores, check_softmax
 from attnlib.checks.einsum import (
@@ -9,6 +8,7 @@ from attnlib.checks.einsum import (
     check_loops_equation,
     check_matmul_equation,
 )
+from attnlib.checks.exercise import Verdict
 from attnlib.checks.lsh import check_combine_rounds, check_count_once, check_hash, check_sort_and_undo, check_visible
 from attnlib.checks.memory import check_joint, check_memory_keys, check_memory_scores, check_topk_attention
 from attnlib.checks.merging import check_log_sum_exp, check_merge, check_online_step, check_overlapping
