@@ -1,6 +1,7 @@
-"""Attention one block of scores at a time, forward and backward: what chunked and sharded attention share."""
+"""Attention one block of scores at a time, forward and backward. Chunked and sharded attention are built on it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,13 +11,13 @@ from attnlib.attend import Attended, logsumexp_dtype, without_autocast
 
 
 class Blocks(NamedTuple):
-    """How the scores are cut, and which of them count.
+    """How the scores are cut into blocks, and which of them count.
 
     Attributes:
         scale: factor on the scores.
-        block_size: at most this many queries and this many keys in a block.
-        mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend; None where all may.
-        lead: query i may see the keys j ≤ i + lead, so 0 is causal attention; None where the future is not hidden.
+        block_size: the most queries, and the most keys, in one block.
+        mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend; None if every query may see every key.
+        lead: query i may see keys j ≤ i + lead, so 0 means causal attention; None hides nothing.
     """
 
     scale: float
@@ -25,7 +26,7 @@ class Blocks(NamedTuple):
     lead: int | None = None
 
     def pairs(self, query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
-        """Rows, columns and mask of every block in which some query may see some key."""
+        """Yield the rows, columns and mask of each block in which some query may see some key."""
         q_tokens, kv_tokens, size = query.shape[-2], key.shape[-2], self.block_size
         mask = self.mask
         if mask is not None:
@@ -45,16 +46,17 @@ class Blocks(NamedTuple):
                 yield rows, columns, block
 
 
-class Running(NamedTuple):
-    """What some queries have seen so far: an ``Attended`` before the division, in float32 at least.
+@dataclass(eq=False)
+class OnlineSoftmax:
+    """The softmax-weighted average over the keys seen so far, before the division; in float32 or wider.
 
-    ``output = numerator / total`` and ``logsumexp = top + log(total)``. Kept apart, because in float32 that sum rounds:
-    at scores of 10⁴ its steps are 0.001, and weights computed from it would be as far off.
+    ``output = numerator / total`` and ``logsumexp = top + log(total)``. We keep ``top`` and ``total`` apart because
+    their sum would be rounded: float32 has steps of 0.001 near 10⁴, and the weights would be off by as much.
 
     Attributes:
         numerator: (…, q_tokens, value_dim), ``Σ_j exp(scores_ij − top_i) · v_j``.
-        total: (…, q_tokens), ``Σ_j exp(scores_ij − top_i)``; 0 where nothing is seen.
-        top: (…, q_tokens), the largest score so far; −inf where nothing is seen.
+        total: (…, q_tokens), ``Σ_j exp(scores_ij − top_i)``; 0 for a query that has seen no key.
+        top: (…, q_tokens), the largest score so far; −inf for a query that has seen no key.
     """
 
     numerator: Tensor
@@ -62,19 +64,21 @@ class Running(NamedTuple):
     top: Tensor
 
     @classmethod
-    def start(cls, query: Tensor, key: Tensor, value: Tensor) -> "Running":
-        """Nothing seen yet."""
+    def start(cls, query: Tensor, key: Tensor, value: Tensor) -> "OnlineSoftmax":
+        """The average over no keys at all."""
         dtype = torch.promote_types(query.dtype, torch.float32)
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         numerator = query.new_zeros(*leading, query.shape[-2], value.shape[-1], dtype=dtype)
         total = numerator.new_zeros(numerator.shape[:-1])
         return cls(numerator, total, torch.full_like(total, -torch.inf))
 
-    def see(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> None:
-        """Take in more keys, block by block: the online softmax.
+    def update(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> None:
+        """Add more keys to the average, in place, block by block.
 
-        Formula: ``top' = max(top, max_j scores_j)``; what was summed so far shrinks by ``exp(top − top')``, and
-        ``exp(scores_j − top')`` is added. No exponent is ever positive.
+        Formula: ``top' = max(top, max_j scores_j)``; the sums so far shrink by ``exp(top − top')``, and each new key
+        adds ``exp(scores_j − top')``. No exponent is ever positive.
+
+        Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
         """
         with without_autocast(query.device):
             for rows, columns, mask in blocks.pairs(query, key):
@@ -92,30 +96,30 @@ class Running(NamedTuple):
                 top.copy_(new_top)
 
     def attended(self) -> Attended:
-        """The average and the log-sum-exp; zeros and −inf where nothing is seen."""
+        """Divide: the output and the log-sum-exp, or zeros and −inf for a query that has seen no key."""
         _, total = self._finite()
         return Attended(self.numerator / total[..., None], self.top.to(logsumexp_dtype(total)) + total.log())
 
     def gradients(
         self, qkv: tuple[Tensor, Tensor, Tensor], gradient: Attended, blocks: Blocks
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of query, key and value, from weights computed anew in each block; in float32 at least.
+        """Gradients of query, key and value, in float32 or wider; the weights are recomputed block by block.
 
         Formula: with ``w_ij = exp(scores_ij − top_i) / total_i``, ``dv_j = Σ_i w_ij do_i`` and
-        ``dscores_ij = w_ij (do_i · v_j − do_i · o_i + dlogsumexp_i)``. Since top and total are those over *all* keys,
-        key and value may be a part of what was seen: the gradients of parts add up.
+        ``dscores_ij = w_ij (do_i · v_j − do_i · o_i + dlogsumexp_i)``. Since top and total cover *all* keys, key and
+        value may be just some of them: the gradients of the parts add up.
 
         Args:
             qkv: query, key, value.
             gradient: the gradients of ``attended()``.
-            blocks: as in ``see``.
+            blocks: as in ``update``.
 
-        Source: Dao et al. 2022 (FlashAttention), appendix B.4; the term of the log-sum-exp is added.
+        Source: Dao et al. 2022 (FlashAttention), appendix B.4, plus a term for the log-sum-exp.
         """
         query, key, value = qkv
         grad_query, grad_key, grad_value = (torch.zeros_like(t, dtype=self.total.dtype) for t in qkv)
         top, total = (t[..., None] for t in self._finite())  # (…, q_tokens, 1)
-        grad_output = gradient.output / total  # the weights' division, done here once
+        grad_output = gradient.output / total  # divide here, once, rather than every weight
         shift = (grad_output * self.numerator / total).sum(-1, keepdim=True)
         shift = shift - (gradient.logsumexp.to(total.dtype)[..., None] / total).masked_fill(
             self.total[..., None] == 0, 0.0
@@ -127,7 +131,7 @@ class Running(NamedTuple):
                 weights = self._scores(q, k).sub_(top[..., rows, :])
                 if mask is not None:
                     weights = weights.masked_fill(~mask, -torch.inf)
-                weights = weights.exp_()  # (…, rows, columns), times total
+                weights = weights.exp_()  # (…, rows, columns), total times too large
                 grad_scores = (d_out @ v.mT).sub_(shift[..., rows, :]).mul_(weights)
                 for whole, part in (
                     (grad_query[..., rows, :], grad_scores @ k * blocks.scale),
@@ -138,16 +142,16 @@ class Running(NamedTuple):
         return grad_query, grad_key, grad_value
 
     def _finite(self) -> tuple[Tensor, Tensor]:
-        """top and total, 0 and 1 where nothing is seen."""
+        """top and total, replaced by 0 and 1 for a query that has seen no key."""
         blind = self.total == 0
         return self.top.masked_fill(blind, 0.0), self.total.masked_fill(blind, 1.0)
 
     def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """(…, rows, columns) with all leading axes, also those that only value has: for use in place."""
+        """(…, rows, columns) with all leading axes, even those that only value has, so they can be changed in place."""
         scores = q @ k.mT
         leading = self.total.shape[:-1]
         return scores if scores.shape[:-2] == leading else scores.expand(*leading, -1, -1).clone()
 
     def _cut(self, query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> Iterator[Tensor]:
-        """The three blocks, in the dtype of the sums."""
+        """The blocks of query, key and value, in the dtype of the sums."""
         return (t.to(self.total.dtype) for t in (query[..., rows, :], key[..., columns, :], value[..., columns, :]))

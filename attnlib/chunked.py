@@ -1,9 +1,9 @@
-"""Attention that never holds more than one block of scores: the same average, merged block by block."""
+"""Attention that never holds more than one block of scores: the same average, built up block by block."""
 
 import torch
 from torch import Tensor
 
-from attnlib._blocks import Blocks, Running
+from attnlib._online_softmax import Blocks, OnlineSoftmax
 from attnlib._validate import check_count, check_options, check_qkv
 from attnlib.attend import Attended
 
@@ -21,25 +21,25 @@ def chunked_attend(
     """Compute what ``attend`` computes, one block of scores at a time, in memory linear in the tokens.
 
     Formula: as in ``attend``; with the keys cut into blocks b, ``Attended = merge_b(attend(query, key_b, value_b))``,
-    merged as each block is seen (online softmax). The backward pass stores no scores either: each block's weights are
-    computed anew.
+    and each block is merged as soon as it is computed (online softmax). The backward pass stores no scores either: it
+    recomputes the weights of each block.
 
     Args:
         query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
         key: (…, kv_tokens, head_dim).
         value: (…, kv_tokens, value_dim).
         mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend. It is sliced, never copied whole.
-        is_causal: hide the keys after each query too (upper-left alignment); blocks in the future cost nothing.
-        scale: factor on the scores; ``1/√head_dim`` where it is left out.
-        block_size: at most this many queries times this many keys have scores at one time, for each leading index.
+        is_causal: also hide the keys after each query (upper-left alignment); blocks in the future cost nothing.
+        scale: factor on the scores; default: ``1/√head_dim``.
+        block_size: for each leading index, at most this many queries times this many keys have scores at one time.
 
     Returns:
-        ``Attended(output, logsumexp)`` as from ``attend``, both differentiable once.
+        ``Attended(output, logsumexp)`` as from ``attend``. Both can be differentiated once, and ``torch.vmap`` works.
 
     Raises:
-        TypeError: as ``attend``, or ``block_size`` is no int.
+        TypeError: as ``attend``, or ``block_size`` is not an int.
         ValueError: as ``attend``, or ``block_size`` is less than 1.
-        NotImplementedError: when its gradient is differentiated again; ``attend`` can do that.
+        NotImplementedError: its gradient is differentiated again; use ``attend`` for that.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Rabe and Staats 2021, "Self-attention does not need O(n²)
     memory".
@@ -55,35 +55,77 @@ def chunked_attend(
     check_count("block_size", block_size)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
-    blocks = Blocks(scale, block_size, mask, lead=0 if is_causal else None)
-    return Attended(*_Chunked.apply(query, key, value, blocks))
+    blocks = Blocks(scale, block_size, lead=0 if is_causal else None)
+    output, logsumexp, *_ = _Chunked.apply(query, key, value, mask, blocks)
+    return Attended(output, logsumexp)
 
 
 class _Chunked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, query, key, value, blocks):
-        running = Running.start(query, key, value)
-        running.see(query, key, value, blocks)
-        ctx.save_for_backward(query, key, value, *running, blocks.mask)
-        ctx.blocks = blocks
-        output, logsumexp = running.attended()
-        return output.to(value.dtype), logsumexp
+    """Output and log-sum-exp, and what the backward pass needs: numerator, total and top."""
 
     @staticmethod
-    def backward(ctx, *gradient):
-        *saved, mask = ctx.saved_tensors
-        return *_ChunkedGradient.apply(*saved, *gradient, ctx.blocks._replace(mask=mask)), None
+    def forward(query, key, value, mask, blocks):
+        softmax = OnlineSoftmax.start(query, key, value)
+        softmax.update(query, key, value, blocks._replace(mask=mask))
+        output, logsumexp = softmax.attended()
+        return output.to(value.dtype), logsumexp, softmax.numerator, softmax.total, softmax.top
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.blocks = inputs
+        ctx.save_for_backward(*tensors, *outputs[2:])
+        ctx.mark_non_differentiable(*outputs[2:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_logsumexp, *_):
+        query, key, value, mask, numerator, total, top = ctx.saved_tensors
+        if grad_output is None:
+            grad_output = torch.zeros_like(numerator)
+        if grad_logsumexp is None:
+            grad_logsumexp = torch.zeros_like(total)
+        tensors = query, key, value, mask, numerator, total, top, grad_output, grad_logsumexp
+        return *_ChunkedGradient.apply(*tensors, ctx.blocks), None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        *tensors, blocks = inputs
+        return _Chunked.apply(*_batch_first(tensors, in_dims, info.batch_size), blocks), (0,) * 5
 
 
 class _ChunkedGradient(torch.autograd.Function):
-    """A step of its own only so that a second derivative is an error, not a wrong number."""
+    """A separate step, so that a second derivative raises an error instead of giving a wrong number."""
 
     @staticmethod
-    def forward(ctx, query, key, value, numerator, total, top, grad_output, grad_logsumexp, blocks):
-        gradient = Attended(grad_output, grad_logsumexp)
-        gradients = Running(numerator, total, top).gradients((query, key, value), gradient, blocks)
+    def forward(query, key, value, mask, numerator, total, top, grad_output, grad_logsumexp, blocks):
+        softmax, gradient = OnlineSoftmax(numerator, total, top), Attended(grad_output, grad_logsumexp)
+        gradients = softmax.gradients((query, key, value), gradient, blocks._replace(mask=mask))
         return tuple(gradient.to(query.dtype) for gradient in gradients)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        pass
 
     @staticmethod
     def backward(ctx, *gradients):
         raise NotImplementedError("chunked_attend can be differentiated once, not twice; attend can")
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        *tensors, blocks = inputs
+        gradients = _ChunkedGradient.apply(*_batch_first(tensors, in_dims, info.batch_size), blocks)
+        shapes = (t.shape if dim is None else t.movedim(dim, 0).shape[1:] for t, dim in zip(tensors, in_dims))
+        return tuple(grad.reshape(info.batch_size, *shape) for grad, shape in zip(gradients, shapes)), (0,) * 3
+
+
+def _batch_first(tensors: list[Tensor | None], dims: tuple[int | None, ...], size: int) -> list[Tensor | None]:
+    """Move the axis that vmap maps over to the front of every tensor, and line up the leading axes behind it."""
+    trailing = (2, 2, 2, 2, 2, 1, 1, 2, 1)  # axes after the leading ones, in the order of _ChunkedGradient.forward
+    leading = max(t.ndim - (dim is not None) for t, dim in zip(tensors[:3], dims) if t is not None) - 2
+    batched: list[Tensor | None] = []
+    for tensor, dim, own in zip(tensors, dims, trailing):
+        if tensor is not None:
+            tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            tensor = tensor[(slice(None), *[None] * (1 + leading + own - tensor.ndim))]
+        batched.append(tensor)
+    return batched

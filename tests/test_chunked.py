@@ -1,8 +1,12 @@
 """chunked_attend: attend, a block of scores at a time, forward and backward."""
 
+import functools
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float, of: Tensor | None = None) -> None:
-    """Differences of at most `tolerance`, relative to the largest of `of` (or expected) where above 1."""
+    """Differ by at most `tolerance`, times the largest number in `of` (default: expected) if that exceeds 1."""
     of = expected if of is None else of
     finite = of[of.isfinite()].abs()
     largest = max(1.0, finite.max().item()) if finite.numel() else 1.0
@@ -24,7 +28,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float, of: Tensor | None 
 
 
 def make(seed: int, q_tokens: int, kv_tokens: int, exponent: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Small integers times a power of two, whose products are exact in any order; scores reach 96 · 2**exponent."""
+    """Small integers times a power of two, so sums are exact in any order; scores reach 96 · 2**exponent."""
     generator = torch.Generator().manual_seed(seed)
     query = torch.randint(-4, 5, (2, 1, q_tokens, 3), generator=generator).to(dtype)
     key = torch.randint(-8, 9, (3, kv_tokens, 3), generator=generator).to(dtype) * 2.0**exponent
@@ -37,7 +41,7 @@ def random_qkv(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def gradients(attended: Attended, qkv: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
-    """Of a loss that weighs every number of the output and every finite log-sum-exp differently."""
+    """Gradients of a loss that gives each output and each finite log-sum-exp its own random weight."""
     generator = torch.Generator().manual_seed(seed)
     up = torch.rand(attended.output.shape, dtype=torch.float64, generator=generator) - 0.5
     side = torch.rand(attended.logsumexp.shape, dtype=torch.float64, generator=generator) - 0.5
@@ -84,8 +88,8 @@ def test_equals_the_definition(is_causal):
         assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
-def test_heads_of_no_dimension():
-    """head_dim 0: all scores are 0, the output is the mean."""
+def test_zero_head_dim():
+    """With head_dim 0 every score is 0, so the output is the mean."""
     value = torch.arange(6.0).view(3, 2)
     assert_close(chunked_attend(torch.ones(1, 0), torch.ones(3, 0), value).output, value.mean(0, keepdim=True))
 
@@ -111,7 +115,7 @@ def test_equals_the_fused_kernel():
     seed=st.integers(0, 2**20),
 )
 def test_equals_attend(q_tokens, kv_tokens, block_size, exponent, dtype, density, is_causal, seed):
-    """Any lengths, blocks, mask and dtype, scores up to ±12288, leading axes that broadcast; forward and backward."""
+    """Any lengths, blocks, mask and dtype; scores up to ±12288; broadcast leading axes; forward and backward."""
     qkv = make(seed, q_tokens, kv_tokens, exponent, dtype)
     mask = None
     if density is not None:
@@ -123,7 +127,11 @@ def test_equals_attend(q_tokens, kv_tokens, block_size, exponent, dtype, density
     close(actual.output, expected.output, TOLERANCE[dtype])
     close(actual.logsumexp, expected.logsumexp, min(TOLERANCE[dtype], 1e-6))
     query, key, value = qkv
-    summed = (key, query, value)  # the gradient of query sums keys, that of key queries: rounding is relative to those
+    summed = (
+        key,
+        query,
+        value,
+    )  # query's gradient is a sum of keys and key's a sum of queries: rounding is relative to those
     for mine, theirs, terms in zip(gradients(actual, qkv, seed), gradients(expected, qkv, seed), summed):
         assert mine.dtype == dtype
         close(mine, theirs, TOLERANCE[dtype], of=torch.cat([theirs.flatten(), terms.flatten()]))
@@ -131,8 +139,8 @@ def test_equals_attend(q_tokens, kv_tokens, block_size, exponent, dtype, density
 
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_near_ties_among_huge_scores_stay_exact_in_float32(sign):
-    """Scores 10 000, 9 999, 9 998 … in blocks of three. A log-sum-exp of 10⁴ has steps of 0.001 in float32, so weights
-    that were computed from one, here or in the backward pass, would be off by as much."""
+    """Scores 10 000, 9 999, 9 998 … in blocks of three. Near 10⁴, float32 has steps of 0.001, so weights computed from
+    a float32 log-sum-exp, forward or backward, would be off by as much."""
     scores = sign * torch.arange(10_000.0, 9_989.0, -1)[:, None]
     query, key, value = torch.ones(1, 1, requires_grad=True), scores.requires_grad_(), torch.eye(11)
     actual = chunked_attend(query, key, value, scale=1.0, block_size=3)
@@ -157,7 +165,7 @@ def test_every_mask_that_broadcasts(shape):
 
 @pytest.mark.parametrize("leading", [((), (), (2, 3)), ((), (3,), (2, 1)), ((2, 1), (), (3,)), ((2, 3), (), ())])
 def test_every_leading_axis_that_broadcasts(leading):
-    """Axes that only value has are axes of the output and of the log-sum-exp too."""
+    """Axes that only value has appear in the output and in the log-sum-exp too."""
     torch.manual_seed(0)
     qkv = random_qkv(*((*axes, *sizes) for axes, sizes in zip(leading, ((7, 5), (11, 5), (11, 13)))))
     mask = torch.rand(2, 1, 7, 11) < 0.5
@@ -168,8 +176,8 @@ def test_every_leading_axis_that_broadcasts(leading):
             assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
-def test_an_infinite_gradient_of_the_log_sum_exp_of_nothing_is_dropped():
-    """The derivative of logsumexp² at −inf is −inf, and belongs to no key."""
+def test_the_infinite_gradient_of_an_empty_log_sum_exp_is_dropped():
+    """The derivative of logsumexp² at −inf is −inf, but no key contributed to it."""
     qkv = random_qkv((7, 5), (11, 5), (11, 3))
     mask = torch.ones(7, 11, dtype=torch.bool)
     mask[3] = False
@@ -178,7 +186,7 @@ def test_an_infinite_gradient_of_the_log_sum_exp_of_nothing_is_dropped():
             assert gradient.isfinite().all()
 
 
-def test_gradients_against_differences():
+def test_gradients_against_finite_differences():
     torch.manual_seed(0)
     query, key, value = (
         torch.randn(n, d, dtype=torch.float64, requires_grad=True) for n, d in ((5, 3), (7, 3), (7, 2))
@@ -195,7 +203,7 @@ def test_only_some_inputs_need_gradients():
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation makes."""
+    """Records the size of the largest tensor that any operation creates."""
 
     def __init__(self):
         super().__init__()
@@ -211,8 +219,8 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize("tokens", [128, 512])
 def test_never_holds_more_than_a_block_of_scores(tokens):
-    """No tensor is larger than the inputs (tokens × 8) or a block of scores (16 × 16), mask and causality included,
-    forward and backward: linear in the tokens, where attend's scores are quadratic."""
+    """Forward and backward, no tensor is larger than an input (tokens × 8) or a block of scores (16 × 16). That is
+    linear in the tokens, while attend's scores are quadratic."""
     query, key, value = (torch.randn(tokens, 8, requires_grad=True) for _ in range(3))
     largest = {}
     for function, options in ((chunked_attend, {"block_size": 16}), (attend, {})):
@@ -225,24 +233,22 @@ def test_never_holds_more_than_a_block_of_scores(tokens):
 
 
 def test_blocks_in_the_future_are_never_computed():
-    """Causal attention skips them: a NaN there, in value or key, cannot reach an earlier output."""
+    """Causal attention skips them, so a NaN in a later key or value cannot reach an earlier output."""
     query, key, value = (torch.randn(12, 5) for _ in range(3))
     expected = attend(query, key, value, is_causal=True).output[:8]
     key[8:], value[8:] = torch.nan, torch.nan
     assert_close(chunked_attend(query, key, value, is_causal=True, block_size=4).output[:8], expected)
 
 
-def test_under_autocast_and_compile():
+def test_autocast_leaves_the_scores_in_float32():
     query, key, value = (torch.randn(2, 7, 5) for _ in range(3))
     expected = attend(query, key, value, is_causal=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = chunked_attend(query, key, value, is_causal=True, block_size=4)
-    assert_close(actual.output, expected.output, rtol=0, atol=1e-6)  # no scores in bfloat16
-    compiled = torch.compile(chunked_attend, backend="eager")(query, key, value, is_causal=True, block_size=4)
-    assert_close(compiled.output, expected.output, rtol=0, atol=1e-6)
+    assert_close(actual.output, expected.output, rtol=0, atol=1e-6)
 
 
-def test_a_backward_pass_under_autocast_computes_no_scores_in_bfloat16():
+def test_autocast_leaves_the_backward_pass_in_float32():
     qkv = [torch.randn(n, 5, requires_grad=True) for n in (7, 11, 11)]
     expected = torch.autograd.grad(attend(*qkv).output.square().sum(), qkv)
     output = chunked_attend(*qkv, block_size=4).output
@@ -260,6 +266,79 @@ def test_on_a_device_without_autocast():
     assert key.grad.shape == (11, 5)
 
 
+def loss(function, *inputs, **options):
+    output, logsumexp = function(*inputs, is_causal=True, **options)
+    return output.sin().sum() + logsumexp.cos().sum()
+
+
+@pytest.mark.parametrize("in_dims", list(itertools.product([None, 1], [None, 0], [None, 2], [None, 0]))[1:], ids=str)
+def test_vmap_over_any_inputs_equals_a_loop(in_dims):
+    """Every operand may have the mapped axis or not; ranks differ, so leading axes must still line up."""
+    torch.manual_seed(0)
+    shapes = (3, 7, 5), (11, 5), (2, 1, 11, 13), (7, 11)
+    inputs = []
+    for shape, dim in zip(shapes, in_dims):
+        sizes = list(shape)
+        if dim is not None:
+            sizes.insert(dim, 4)
+        inputs.append(torch.randn(sizes, dtype=torch.float64))
+    inputs[3] = inputs[3] < 1
+    inputs[3][..., 0] = True
+
+    def values_and_gradients(function, *inputs, **options):
+        return torch.func.grad_and_value(functools.partial(loss, function, **options), (0, 1, 2))(*inputs)
+
+    actual = torch.vmap(functools.partial(values_and_gradients, chunked_attend, block_size=4), in_dims)(*inputs)
+    for sample in range(4):
+        own = [t if dim is None else t.select(dim, sample) for t, dim in zip(inputs, in_dims)]
+        assert_close(
+            torch.utils._pytree.tree_map(lambda t, sample=sample: t[sample], actual), values_and_gradients(attend, *own)
+        )
+
+
+def test_nested_vmap_and_jacobians():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, n, 5, dtype=torch.float64) for n in (7, 11, 11))
+    twice = torch.vmap(torch.vmap(functools.partial(chunked_attend, block_size=4)))(query, key, value)
+    assert_close(twice, attend(query, key, value))
+    jacobians = [
+        torch.func.jacrev(lambda query, f=function: f(query, key[0, 0], value[0, 0]).output)(query[0, 0])
+        for function in (chunked_attend, attend)
+    ]
+    assert_close(*jacobians)
+
+
+def test_compiled_and_exported_it_gives_the_same():
+    qkv = random_qkv((3, 7, 5), (11, 5), (11, 13))
+    whole = functools.partial(loss, chunked_attend, block_size=4)
+    compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(*qkv), whole(*qkv))
+    assert_close(torch.autograd.grad(compiled(*qkv), qkv), torch.autograd.grad(whole(*qkv), qkv))
+
+    class Module(torch.nn.Module):
+        def forward(self, *qkv):
+            return whole(*qkv)
+
+    qkv = [tensor.detach() for tensor in qkv]
+    assert_close(torch.export.export(Module(), tuple(qkv)).module()(*qkv), whole(*qkv))
+
+
+def gradients_of(total: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """As torch.autograd.grad, which reentrant checkpointing does not support."""
+    for tensor in tensors:
+        tensor.grad = None
+    total.backward()
+    return [tensor.grad for tensor in tensors]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_changes_nothing(use_reentrant):
+    qkv = random_qkv((3, 7, 5), (11, 5), (11, 13))
+    whole = functools.partial(loss, chunked_attend, block_size=4)
+    again = torch.utils.checkpoint.checkpoint(whole, *qkv, use_reentrant=use_reentrant)
+    assert all(map(torch.equal, torch.autograd.grad(whole(*qkv), qkv), gradients_of(again, qkv)))
+
+
 def test_a_second_derivative_is_refused():
     query, key, value = (torch.randn(n, 5, requires_grad=True) for n in (7, 11, 11))
     (first,) = torch.autograd.grad(chunked_attend(query, key, value).output.sum(), query, create_graph=True)
@@ -267,7 +346,7 @@ def test_a_second_derivative_is_refused():
         first.sum().backward()
 
 
-def test_a_mask_changed_before_the_backward_pass_is_noticed():
+def test_changing_the_mask_before_the_backward_pass_is_an_error():
     query, key, value = (torch.randn(n, 5, requires_grad=True) for n in (7, 11, 11))
     mask = torch.ones(7, 11, dtype=torch.bool)
     output = chunked_attend(query, key, value, mask).output
@@ -295,6 +374,6 @@ def test_bad_input_is_named():
     with pytest.raises(TypeError, match="block_size must be an int; got float"):
         chunked_attend(query, key, value, block_size=2.0)
     with pytest.raises(TypeError, match="scale must be a number or None; got Tensor"):
-        chunked_attend(query, key, value, scale=torch.tensor(2.0))  # which would get no gradient
+        chunked_attend(query, key, value, scale=torch.tensor(2.0))  # it would get no gradient
     with pytest.raises(TypeError, match="is_causal must be a bool; got NoneType"):
         chunked_attend(query, key, value, is_causal=None)

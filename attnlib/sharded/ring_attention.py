@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attnlib._blocks import Blocks, Running
+from attnlib._online_softmax import Blocks, OnlineSoftmax
 from attnlib._validate import check_options, check_qkv
 from attnlib.attend import Attended
 from attnlib.sharded.agreement import agree
@@ -134,12 +134,12 @@ def pack(key: Tensor, value: Tensor) -> Tensor:
 class _Sharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, plan):
-        running = Running.start(query, key, value)
+        softmax = OnlineSoftmax.start(query, key, value)
         for owner, some_key, some_value in plan.travel(key, value):
-            running.see(query, some_key, some_value, plan.blocks(owner))
-        ctx.save_for_backward(query, key, value, *running)
+            softmax.update(query, some_key, some_value, plan.blocks(owner))
+        ctx.save_for_backward(query, key, value, softmax.numerator, softmax.total, softmax.top)
         ctx.plan = plan
-        output, logsumexp = running.attended()
+        output, logsumexp = softmax.attended()
         return output.to(value.dtype), logsumexp
 
     @staticmethod
@@ -153,11 +153,11 @@ class _ShardedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, numerator, total, top, grad_output, grad_logsumexp, plan):
         """Keys and values go around again; the gradient of each follows one step behind, and ends at its owner."""
-        ring, running = plan.ring, Running(numerator, total, top)
+        ring, softmax = plan.ring, OnlineSoftmax(numerator, total, top)
         gradient = Attended(grad_output, grad_logsumexp)
         grad_query, parcel = torch.zeros_like(query, dtype=total.dtype), None
         for owner, some_key, some_value in plan.travel(key, value):
-            mine, *share = running.gradients((query, some_key, some_value), gradient, plan.blocks(owner))
+            mine, *share = softmax.gradients((query, some_key, some_value), gradient, plan.blocks(owner))
             grad_query += mine
             grad_share = pack(*share)
             if parcel is not None:
