@@ -1,117 +1,168 @@
-"""attnlib._validate and the judge of the exercises: bad input and wrong answers become one clear sentence."""
+"""Every check passes its own reference, names every mistake in its table, and rejects every mechanical mutant."""
 
 import pytest
 import torch
 
-from attnlib import _validate
 from attnlib.checks import Verdict
-from attnlib.checks._judge import differs, judge
+from attnlib.checks.exercise import Exercise, draw
+from equivalent_mutants import EQUIVALENT
+from mutants import exercises, mutants
+
+CHECKS = exercises()
+every_check = pytest.mark.parametrize("name", CHECKS)
 
 
-def test_shapes_are_said_in_words():
-    tensor = torch.zeros(2, 8, 10, 32)
-    _validate.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 32})
-    with pytest.raises(
-        ValueError, match=r"query must have shape \(batch, heads, tokens, head_dim=64\); got \(2, 8, 10, 32\)"
-    ):
-        _validate.check_shape("query", tensor, "batch heads tokens head_dim", {"head_dim": 64})
-    with pytest.raises(ValueError, match=r"query must have shape \(tokens, head_dim\)"):
-        _validate.check_shape("query", tensor, "tokens head_dim")
-    with pytest.raises(ValueError, match=r"query must have shape \(\.\.\., tokens, head_dim\); got \(32,\)"):
-        _validate.check_shape("query", tensor[0, 0, 0], "... tokens head_dim")
+@every_check
+def test_the_reference_passes(name):
+    check = CHECKS[name]
+    verdict = check(check.reference)
+    assert verdict.passed
+    assert verdict.message == check.success
 
 
-def test_counts_and_probabilities():
-    _validate.check_count("top_k", 1)
-    with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
-        _validate.check_count("top_k", 0)
-    with pytest.raises(TypeError, match="top_k must be an int; got bool"):
-        _validate.check_count("top_k", True)
-    _validate.check_probability("dropout", 0)
-    _validate.check_probability("dropout", 1.0)
-    with pytest.raises(ValueError, match=r"dropout must lie between 0 and 1; got -0.1"):
-        _validate.check_probability("dropout", -0.1)
-    with pytest.raises(TypeError, match="dropout must be a number; got bool"):
-        _validate.check_probability("dropout", False)
+@every_check
+def test_each_named_mistake_is_rejected_by_its_own_sentence(name):
+    check = CHECKS[name]
+    verdicts = {mistake: check(mistake.function) for mistake in check.mistakes}
+    assert not [m.code for m, verdict in verdicts.items() if verdict.passed]
+    assert not [(m.code, v.message) for m, v in verdicts.items() if v.message != m.sentence]
+
+
+@every_check
+def test_mutants_of_the_reference_are_rejected_but_for_those_that_change_nothing(name):
+    accepted = {source for source, mutant in mutants(CHECKS[name].reference) if CHECKS[name](mutant).passed}
+    assert accepted == set(EQUIVALENT.get(name, {}))
+
+
+def test_there_are_as_many_mutants_and_named_mistakes_as_we_say():
+    assert sum(len(check.mistakes) for check in CHECKS.values()) >= 600
+    assert sum(len(list(mutants(check.reference))) for check in CHECKS.values()) >= 400
+
+
+# How an answer is judged, on an exercise small enough to read: the sums of the rows.
 
 
 def row_sums(x):
     return x.sum(-1)
 
 
-CASES = [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),)]
-MISTAKES = {"You summed the columns.": lambda x: x.sum(0)}
-
-
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        (row_sums, "✓ Right."),
-        (lambda x: x.sum(-1).numpy(), "✓ Right."),
-        (lambda x: x.sum(-1).tolist(), "✓ Right."),
-        (lambda x: x.sum(0), "✗ You summed the columns."),
-        (lambda x: None, "○ Not written yet"),
-        (lambda x: ..., "○ Not written yet"),
-        (lambda x: x, "should return the shape (2,); it returned the shape (2, 3)"),
-        (lambda x: (x.sum(-1) + 1).requires_grad_(), "it gives 4 where 3 is right"),
-        (lambda x: x.sum(-1) + 1, "it gives 4 where 3 is right"),
-        (lambda x: x.sum(-1) * float("nan"), "returns NaN"),
-        (lambda x: torch.tensor([3.0, 12.0]), "should return the shape (4,)"),
-        (lambda x: [], "should return the shape (2,); it returned the shape (0,)"),
-        (lambda x: x.sum(-1) * (1 + 2e-4), "at [1] it gives 12.0024 where 12.0000 is right"),
-        (lambda x: x.sum(-1).to("meta"), "must return a tensor or a number; it returned a Tensor"),
-        (lambda x: 10**30, "must return a tensor or a number; it returned a int"),
-        (lambda x: "text", "must return a tensor or a number; it returned a str"),
-        (lambda x: 1 / 0, "raised ZeroDivisionError: division by zero"),
-        (lambda x: x.zero_().sum(-1), "changes its input"),
-        (torch.tensor(3.0), "Hand over the function itself, uncalled; this is a Tensor."),
-    ],
+ROW_SUMS = Exercise(
+    "Check ``answer(x)``: the sums of the rows.",
+    row_sums,
+    [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),)],
+    """
+    x.sum(0)  # You summed the columns.
+    x.mean(-1)  # This is the mean of each row:
+        # add, and do not divide.
+    x.sum(-1) / x.shape[-1]
+    """,
+    "Right.",
+    forbidden=("cumsum",),
 )
-def test_judge(answer, says):
-    verdict = judge(answer, row_sums, CASES, mistakes=MISTAKES)
+size = 3
+
+
+def stub(x):
+    """The sums of the rows."""
+    ...
+
+
+def not_implemented(x):
+    raise NotImplementedError
+
+
+def without_return(x):
+    x.sum(-1)
+
+
+def with_a_global(x):
+    return torch.stack([x[i].sum() for i in range(size)])
+
+
+def dividing_rows(x):
+    return (x / x.sum(-1)).sum(-1)
+
+
+def transposed_product(x):
+    return x @ x
+
+
+JUDGED = [
+    (row_sums, "✓ Right."),
+    (lambda x: x.sum(-1).numpy(), "✓ Right."),
+    (lambda x: x.sum(-1).tolist(), "✓ Right."),
+    (lambda x: [row.sum() for row in x], "✓ Right."),
+    (lambda x: x.sum(0), "✗ You summed the columns."),
+    (lambda x: x.mean(-1), "✗ This is the mean of each row: add, and do not divide."),
+    (stub, "○ Not written yet: write stub"),
+    (not_implemented, "○ Not written yet"),
+    (lambda x: ..., "○ Not written yet"),
+    (without_return, "✗ without_return returned nothing. Is `return` missing"),
+    (lambda x: x.sum(-1, keepdim=True), "with an axis of size 1 left over (axis 1)"),
+    (lambda x: -x.sum(-1), "the right numbers with the wrong sign"),
+    (lambda x: x.cumsum(-1)[:, -1], "do without cumsum()"),
+    (lambda x: (x.sum(-1), 0), "returned a tuple"),
+    (lambda x: (x.sum(-1), x.sum(-1)), "the first alone is right"),
+    (lambda x: [x[0], x[1]], "torch.stack"),
+    (lambda x: x.max(dim=-1), "take .values or .indices"),
+    (dividing_rows, "The shapes that met are (2, 3) and (2,). Is an axis missing: keepdim=True"),
+    (transposed_product, "The shapes that met are (2, 3) and (2, 3). A product needs"),
+    (transposed_product, "is .mT missing?"),
+    (with_a_global, "It reads `size` from the notebook"),
+    (lambda x: x[:2].sum(-1) if len(x) == 2 else 1 / 0, "Right for x (2, 3). But for x (4, 5): <lambda> raised"),
+    (lambda x: (x.sum(-1) + 1).requires_grad_(), "it gives 4; 3 is right"),
+    (lambda x: x.sum(-1) * float("nan"), "returns NaN"),
+    (lambda x: torch.tensor([3.0, 12.0]), "should return the shape (4,)"),
+    (lambda x: x.sum(-1) * (1 + 2e-4), "at [1] it gives 12.0024; 12.0000 is right"),
+    (lambda x: x.sum(-1) + torch.rand(()), "Two calls give different numbers"),
+    (lambda x: x.sum(-1).to("meta"), "must return a tensor or a number; it returned a Tensor"),
+    (lambda x: "text", "must return a tensor or a number; it returned a str"),
+    (lambda x: 1 / 0, "raised ZeroDivisionError"),
+    (lambda x: x.zero_().sum(-1), "changes its input"),
+    (torch.tensor(3.0), "✗ Pass the function itself, without calling it; this is a Tensor."),
+]
+
+
+@pytest.mark.parametrize(("answer", "says"), JUDGED)
+def test_what_the_judge_says(answer, says):
+    verdict = ROW_SUMS(answer)
     assert says in repr(verdict)
-    assert bool(verdict) == (says == "✓ Right.")
-    assert isinstance(verdict, Verdict)
+    assert verdict.passed == (says == "✓ Right.")
 
 
-def test_judge_points_at_the_place_that_differs_not_at_equal_infinities():
-    right = torch.tensor([-torch.inf, 1.0, 2.0])
-    verdict = judge(lambda x: torch.tensor([-torch.inf, 1.0, 5.0]), lambda x: right, [(right,)])
-    assert "at [2] it gives 5 where 2 is right" in repr(verdict)
-    right = torch.tensor([torch.nan, 1.0, 2.0])
-    verdict = judge(lambda x: torch.tensor([torch.nan, 1.0, 5.0]), lambda x: right, [(torch.ones(3),)])
-    assert "at [2] it gives 5 where 2 is right" in repr(verdict)
+def test_a_verdict_shows_its_message_in_a_bare_assert():
+    assert ROW_SUMS(row_sums)
+    with pytest.raises(AssertionError, match="You summed the columns."):
+        assert ROW_SUMS(lambda x: x.sum(0))
+    with pytest.raises(AssertionError, match="You summed the columns."):
+        ROW_SUMS(lambda x: x.sum(0)).require()
+    assert isinstance(ROW_SUMS(row_sums).require(), Verdict)
 
 
-def test_judge_shows_two_numbers_that_differ():
-    verdict = judge(lambda x: x * 0 + 3e-5, lambda x: x * 0, [(torch.ones(3),)])
-    assert "at [0] it gives 3e-05 where 0 is right" in repr(verdict)
+def test_the_line_that_raised_is_shown():
+    assert "at `x.sum(-1).undefined`" in repr(ROW_SUMS(raises_on_its_line))
 
 
-def test_judge_says_what_the_exercise_has_to_say():
-    assert repr(judge(row_sums, row_sums, CASES, success="A row at a time.")) == "✓ A row at a time."
+def raises_on_its_line(x):
+    x.sum(-1).undefined
+    return x
 
 
-def test_judge_says_what_is_wrong_with_one_number():
-    assert "<lambda> gives 5 where 6 is right" in repr(
-        judge(lambda x: x.sum() - 1, lambda x: x.sum(), [(torch.ones(2, 3),)])
-    )
-    verdict = judge(lambda x: x, lambda x: x.sum(), [(torch.ones(2, 3),)])
-    assert "should return one number, or one True or False; it returned the shape (2, 3)" in repr(verdict)
+def test_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    ROW_SUMS(lambda x: x.sum(-1) + torch.rand(()))
+    assert torch.equal(before, torch.get_rng_state())
 
 
-def test_judge_names_what_the_learner_called_it():
-    def my_sum(x):
-        return x
+def test_masks_must_be_boolean():
+    mask = Exercise("", lambda x: x > 0, [draw(1, (3, 5))], {}, "Right.")
+    assert mask(lambda x: x > 0).passed
+    assert "return a boolean tensor" in mask(lambda x: (x > 0).float()).message
 
-    assert "my_sum should return" in repr(judge(my_sum, row_sums, CASES))
 
+def test_numbers_may_change_in_place():
+    def doubled(total):
+        total *= 2
+        return total
 
-def test_chance_shows_where_two_calls_differ():
-    x = torch.ones(2, 3)
-    assert differs(lambda x: torch.rand_like(x), (x,), (2, 3))
-    assert not differs(lambda x: x, (x,), (2, 3))
-    assert not differs(lambda x: torch.rand(3), (x,), (2, 3))  # its shape is to be told first
-    assert not differs(lambda x: x * torch.nan, (x,), (2, 3))
-    for no_answer in (lambda x: None, lambda x: 1 / 0, lambda x: "text"):
-        assert not differs(no_answer, (x,), (2, 3))
+    assert Exercise("", lambda total: 2 * total, [(torch.tensor(3.0),)], {}, "Right.")(doubled).passed

@@ -300,7 +300,7 @@ def _described(exercise: Exercise, inputs: tuple) -> str:
 def _not_a_tensor(name: str, got: object, wanted: object) -> str:
     """What to do with a result that is no tensor and no number."""
     kind = type(got).__name__
-    if hasattr(got, "values") and hasattr(got, "indices"):
+    if isinstance(got, tuple) and hasattr(got, "indices"):
         return f"{name} returned values together with indices, as max(dim=…) and sort do: take .values or .indices."
     if isinstance(got, (list, tuple)) and got and all(isinstance(x, Tensor) for x in got):
         if _same_or_error(got[0], wanted):
