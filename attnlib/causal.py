@@ -1,9 +1,11 @@
 """Causal attention: a token sees itself and what came before it."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from attnlib._validate import check_count, check_input, check_probability
-from attnlib.attend import attention, attention_weights
+from attnlib.attend import _attention, _attention_weights, active_dropout, hide_padding
 
 
 class CausalAttention(nn.Module):
@@ -20,11 +22,14 @@ class CausalAttention(nn.Module):
         qkv_bias: whether the three Linears have a bias.
 
     Attributes:
-        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``, created in this order. There is no mask buffer.
+        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``, created in this order. There is no mask buffer; a
+            ``mask`` in a state dict is ignored.
+        dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
 
     Raises:
-        TypeError, ValueError: a size is no positive int, or dropout no probability; in ``forward``, x of a wrong
-            shape, dtype or device, or of more than ``context_length`` tokens.
+        TypeError, ValueError: a size is not a positive int, or dropout is not a probability; in ``forward``, ``x`` or
+            ``key_mask`` has the wrong shape, or x more than ``context_length`` tokens. The dtype and device of x are
+            checked by the Linears.
 
     Source: Vaswani et al. 2017, section 3.2.3.
 
@@ -41,19 +46,33 @@ class CausalAttention(nn.Module):
         check_count("d_out", d_out)
         check_count("context_length", context_length)
         check_probability("dropout", dropout)
-        self.context_length = context_length
+        self.d_in, self.context_length = d_in, context_length
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.dropout = nn.Dropout(dropout)
+        self.register_load_state_dict_pre_hook(drop_mask_buffer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.in_features, self.context_length)
-        dropout_p = self.dropout.p if self.training else 0.0
-        return attention(self.W_query(x), self.W_key(x), self.W_value(x), is_causal=True, dropout_p=dropout_p)
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """Weights (…, tokens, tokens) before dropout, zero above the diagonal; rows sum to one."""
-        check_input(x, self.W_query.in_features, self.context_length)
-        return attention_weights(self.W_query(x), self.W_key(x), is_causal=True)
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds,
+        and its own context vectors are zero.
+        """
+        check_input(x, self.d_in, self.context_length)
+        x, mask, padding = hide_padding(x, key_mask)
+        query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
+        context = _attention(query, key, value, mask, is_causal=True, dropout_p=active_dropout(self.dropout))
+        return context if padding is None else context.masked_fill(padding, 0.0)
+
+    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Weights (…, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
+        check_input(x, self.d_in, self.context_length)
+        x, mask, padding = hide_padding(x, key_mask)
+        weights = _attention_weights(self.W_query(x), self.W_key(x), mask, is_causal=True)
+        return weights if padding is None else weights.masked_fill(padding, 0.0)
+
+
+def drop_mask_buffer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Let a state dict load that holds the mask as a buffer, as the classes of many books do."""
+    state_dict.pop(f"{prefix}mask", None)

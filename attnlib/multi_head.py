@@ -1,13 +1,14 @@
 """Multi-head attention: several small attentions side by side, as copies and as one split projection."""
 
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from attnlib._validate import check_count, check_input, check_probability, check_shape, check_tensor
-from attnlib.attend import attention, attention_weights
-from attnlib.causal import CausalAttention
+from attnlib._validate import check_bool, check_count, check_input, check_probability, check_shape, check_tensor
+from attnlib.attend import _attention, _attention_weights, active_dropout, hide_padding
+from attnlib.causal import CausalAttention, drop_mask_buffer
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -23,7 +24,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
         (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor, ``num_heads`` no int.
+        TypeError: ``x`` is not a floating-point tensor, or ``num_heads`` not an int.
         ValueError: fewer than two axes, or d_out not divisible by ``num_heads``.
 
     >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
@@ -33,7 +34,13 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     check_shape("x", x, "... tokens d_out")
     check_count("num_heads", num_heads)
     _check_divisible(x.shape[-1], num_heads)
-    return x.unflatten(-1, (num_heads, x.shape[-1] // num_heads)).transpose(-2, -3)  # (…, num_heads, tokens, head_dim)
+    return _split_heads(x, num_heads)
+
+
+def _split_heads(x: Tensor, num_heads: int) -> Tensor:
+    return x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).transpose(
+        -2, -3
+    )  # (…, num_heads, tokens, head_dim)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -46,7 +53,7 @@ def join_heads(x: Tensor) -> Tensor:
         (…, tokens, num_heads · head_dim).
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor.
+        TypeError: ``x`` is not a floating-point tensor.
         ValueError: fewer than three axes.
 
     >>> x = torch.rand(2, 5, 12)
@@ -55,6 +62,10 @@ def join_heads(x: Tensor) -> Tensor:
     """
     check_tensor("x", x)
     check_shape("x", x, "... num_heads tokens head_dim")
+    return _join_heads(x)
+
+
+def _join_heads(x: Tensor) -> Tensor:
     return x.transpose(-2, -3).flatten(-2)  # (…, tokens, num_heads * head_dim)
 
 
@@ -98,17 +109,18 @@ class MultiHeadAttentionWrapper(nn.Module):
             CausalAttention(d_in, d_out, context_length, dropout, qkv_bias) for _ in range(num_heads)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Joined context vectors (…, tokens, num_heads · d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        return torch.cat([head(x) for head in self.heads], dim=-1)
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Joined context vectors (…, tokens, num_heads · d_out); arguments as in ``CausalAttention``."""
+        return torch.cat([head(x, key_mask) for head in self.heads], dim=-1)
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one."""
-        return torch.stack([head.attention_weights(x) for head in self.heads], dim=-3)  # type: ignore[operator]
+    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
+        weights = [head.attention_weights(x, key_mask) for head in self.heads]  # type: ignore[operator]
+        return torch.stack(weights, dim=-3)
 
 
 class MultiHeadAttention(nn.Module):
-    """Causal multi-head attention with one projection that is split into heads.
+    """Multi-head attention, causal by default, with one projection that is split into heads.
 
     Formula: ``out_proj(concat(A_1, …, A_n))`` with ``A_h = softmax(Q_h K_hᵀ / √head_dim + M) V_h``, where Q_h is the
     h-th slice of ``head_dim = d_out / num_heads`` columns of ``W_query(x)``, and M hides the future.
@@ -120,10 +132,12 @@ class MultiHeadAttention(nn.Module):
         dropout: share of the weights dropped while training, 0 … 1.
         num_heads: how many heads.
         qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
+        is_causal: hide later tokens; False gives full attention.
 
     Attributes:
         W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``; out_proj: ``nn.Linear(d_out, d_out)``; created in this
-            order. There is no mask buffer.
+            order. There is no mask buffer; a ``mask`` in a state dict is ignored.
+        dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
 
     Raises:
         TypeError, ValueError: as ``CausalAttention``, or d_out is not divisible by ``num_heads``.
@@ -135,7 +149,15 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self, d_in: int, d_out: int, context_length: int, dropout: float, num_heads: int, qkv_bias: bool = False
+        self,
+        d_in: int,
+        d_out: int,
+        context_length: int,
+        dropout: float,
+        num_heads: int,
+        qkv_bias: bool = False,
+        *,
+        is_causal: bool = True,
     ) -> None:
         super().__init__()
         check_count("d_in", d_in)
@@ -143,28 +165,33 @@ class MultiHeadAttention(nn.Module):
         check_count("context_length", context_length)
         check_count("num_heads", num_heads)
         check_probability("dropout", dropout)
+        check_bool("is_causal", is_causal)
         _check_divisible(d_out, num_heads)
-        self.context_length = context_length
-        self.num_heads = num_heads
+        self.d_in, self.context_length, self.num_heads, self.is_causal = d_in, context_length, num_heads, is_causal
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
+        self.register_load_state_dict_pre_hook(drop_mask_buffer)
 
     @classmethod
-    def from_torch(cls, attention: nn.MultiheadAttention, *, context_length: int = sys.maxsize) -> "MultiHeadAttention":
-        """Make a causal module that computes what ``nn.MultiheadAttention`` does with copies of its weights.
+    def from_torch(
+        cls, attention: nn.MultiheadAttention, *, context_length: int = sys.maxsize, is_causal: bool = True
+    ) -> "MultiHeadAttention":
+        """Make a module that computes what ``nn.MultiheadAttention`` does, with copies of its weights.
 
-        Call the original with ``need_weights=False, is_causal=True`` and an ``attn_mask`` that is True above the
-        diagonal (there True means hide) to get the same numbers. Ours always takes the batch first.
+        To get the same numbers from the original, call it with ``need_weights=False``, and for a causal copy also with
+        ``is_causal=True`` and an ``attn_mask`` that is True above the diagonal (there True means hide). Ours always
+        takes the batch first, and what is frozen in the original is frozen in the copy.
 
         Args:
             attention: self-attention; ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` at their defaults.
-            context_length: the most tokens; the original has no limit, nor has the copy where this is left out.
+            context_length: the most tokens; default: no limit, as in the original.
+            is_causal: whether the copy hides later tokens.
 
         Raises:
-            TypeError: ``attention`` is no ``nn.MultiheadAttention``.
+            TypeError: ``attention`` is not an ``nn.MultiheadAttention``.
             ValueError: it has one of the options named above.
         """
         if not isinstance(attention, nn.MultiheadAttention):
@@ -172,22 +199,21 @@ class MultiHeadAttention(nn.Module):
         if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
             raise ValueError("attention must be plain self-attention: no kdim, vdim, add_bias_kv or add_zero_attn")
         size, has_bias = attention.embed_dim, attention.in_proj_bias is not None
-        module = cls(size, size, context_length, attention.dropout, attention.num_heads, qkv_bias=has_bias)
+        module = cls(size, size, context_length, attention.dropout, attention.num_heads, has_bias, is_causal=is_causal)
         module.to(attention.in_proj_weight).train(attention.training)
-        with torch.no_grad():
-            for linear, weight in zip(module._qkv(), attention.in_proj_weight.chunk(3)):
-                linear.weight.copy_(weight)
-            module.out_proj.weight.copy_(attention.out_proj.weight)
-            module.out_proj.bias.zero_()
-            if has_bias:
-                for linear, bias in zip(module._qkv(), attention.in_proj_bias.chunk(3)):
-                    linear.bias.copy_(bias)
-                module.out_proj.bias.copy_(attention.out_proj.bias)
+        _copy(attention.in_proj_weight.chunk(3), [linear.weight for linear in module._qkv()])
+        _copy([attention.out_proj.weight], [module.out_proj.weight])
+        if has_bias:
+            _copy(attention.in_proj_bias.chunk(3), [linear.bias for linear in module._qkv()])
+            _copy([attention.out_proj.bias], [module.out_proj.bias])
+        else:
+            nn.init.zeros_(module.out_proj.bias).requires_grad_(attention.out_proj.weight.requires_grad)
         return module
 
     def to_torch(self) -> nn.MultiheadAttention:
-        """Make an ``nn.MultiheadAttention(batch_first=True)`` with copies of these weights: the inverse of
-        ``from_torch``.
+        """Make an ``nn.MultiheadAttention(batch_first=True)`` with copies of these weights: undoes ``from_torch``.
+
+        Its three projections are one parameter, which is frozen if all three of ours are.
 
         Raises:
             ValueError: d_in differs from d_out, which ``nn.MultiheadAttention`` cannot hold for self-attention.
@@ -197,31 +223,47 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"nn.MultiheadAttention needs d_in equal to d_out; got d_in={d_in}, d_out={d_out}")
         attention = nn.MultiheadAttention(d_out, self.num_heads, self.dropout.p, batch_first=True)
         attention.to(self.W_query.weight).train(self.training)
-        with torch.no_grad():
-            attention.in_proj_weight.copy_(torch.cat([linear.weight for linear in self._qkv()]))
-            attention.in_proj_bias.zero_()
-            if self.W_query.bias is not None:
-                attention.in_proj_bias.copy_(torch.cat([linear.bias for linear in self._qkv()]))
-            attention.out_proj.weight.copy_(self.out_proj.weight)
-            attention.out_proj.bias.copy_(self.out_proj.bias)
+        _copy([torch.cat([linear.weight for linear in self._qkv()])], [attention.in_proj_weight])
+        if self.W_query.bias is None:
+            nn.init.zeros_(attention.in_proj_bias).requires_grad_(attention.in_proj_weight.requires_grad)
+        else:
+            _copy([torch.cat([linear.bias for linear in self._qkv()])], [attention.in_proj_bias])
+        _copy([self.out_proj.weight, self.out_proj.bias], [attention.out_proj.weight, attention.out_proj.bias])
         return attention
 
     def _qkv(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         return self.W_query, self.W_key, self.W_value
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.in_features, self.context_length)
-        query, key, value = (split_heads(linear(x), self.num_heads) for linear in self._qkv())
-        dropout_p = self.dropout.p if self.training else 0.0
-        heads = attention(query, key, value, is_causal=True, dropout_p=dropout_p)  # (…, num_heads, tokens, head_dim)
-        return self.out_proj(join_heads(heads))
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """Weights (…, num_heads, tokens, tokens) before dropout, zero above the diagonal; rows sum to one."""
-        check_input(x, self.W_query.in_features, self.context_length)
-        query, key = (split_heads(linear(x), self.num_heads) for linear in (self.W_query, self.W_key))
-        return attention_weights(query, key, is_causal=True)
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds;
+        its own context vectors are what ``out_proj`` makes of zeros.
+        """
+        check_input(x, self.d_in, self.context_length)
+        x, mask, padding = hide_padding(x, key_mask)
+        query, key, value = (_split_heads(linear(x), self.num_heads) for linear in self._qkv())
+        if mask is not None:
+            mask = mask.unsqueeze(-3)  # (…, 1, 1, tokens)
+        heads = _attention(query, key, value, mask, self.is_causal, dropout_p=active_dropout(self.dropout))
+        joined = _join_heads(heads)  # (…, tokens, d_out)
+        return self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
+
+    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
+        check_input(x, self.d_in, self.context_length)
+        x, mask, padding = hide_padding(x, key_mask)
+        query, key = (_split_heads(linear(x), self.num_heads) for linear in (self.W_query, self.W_key))
+        if mask is None or padding is None:
+            return _attention_weights(query, key, None, self.is_causal)
+        return _attention_weights(query, key, mask.unsqueeze(-3), self.is_causal).masked_fill(padding.unsqueeze(-3), 0)
+
+
+def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
+    """Copy numbers, and whether they are trained."""
+    for source, target in zip(sources, targets):
+        target.detach().copy_(source.detach())
+        target.requires_grad_(source.requires_grad)
 
 
 def _check_divisible(d_out: int, num_heads: int) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlib._validate import check_count, check_input, check_tensor
-from attnlib.attend import attend, attention, attention_weights
+from attnlib.attend import _attention, _attention_weights, hide_padding
 
 
 def context_vectors(x: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def context_vectors(x: Tensor) -> Tensor:
         Context vectors (…, tokens, d_in).
 
     Raises:
-        TypeError: ``x`` is no floating-point tensor.
+        TypeError: ``x`` is not a floating-point tensor.
         ValueError: ``x`` has fewer than two axes.
 
     Source: Raschka 2024, "Build a Large Language Model (From Scratch)", section 3.3.
@@ -31,7 +31,7 @@ def context_vectors(x: Tensor) -> Tensor:
     check_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (..., tokens, d_in); got {tuple(x.shape)}")
-    return attend(x, x, x, scale=1.0).output
+    return _attention(x, x, x, scale=1.0)
 
 
 class SelfAttention_v1(nn.Module):
@@ -49,8 +49,8 @@ class SelfAttention_v1(nn.Module):
         bias_query, bias_key, bias_value: (d_out,), or None without ``qkv_bias``.
 
     Raises:
-        TypeError, ValueError: ``d_in`` or ``d_out`` is no positive int; in ``forward``, x of a wrong shape, dtype or
-            device.
+        TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive int; in ``forward``, ``x`` or ``key_mask`` has
+            the wrong shape. The dtype and device of x are checked by the layer's own products.
 
     Source: Vaswani et al. 2017, section 3.2.1.
 
@@ -62,6 +62,7 @@ class SelfAttention_v1(nn.Module):
         super().__init__()
         check_count("d_in", d_in)
         check_count("d_out", d_out)
+        self.d_in = d_in
         self.W_query = nn.Parameter(torch.randn(d_in, d_out))
         self.W_key = nn.Parameter(torch.randn(d_in, d_out))
         self.W_value = nn.Parameter(torch.randn(d_in, d_out))
@@ -70,35 +71,45 @@ class SelfAttention_v1(nn.Module):
 
     @classmethod
     def from_v2(cls, v2: "SelfAttention_v2") -> "SelfAttention_v1":
-        """Make a v1 that computes what ``v2`` does: copies of its weights, transposed, and of its biases.
+        """Make a v1 that computes what ``v2`` does, with copies of its weights, transposed, and of its biases.
+
+        What is frozen in ``v2`` is frozen in the copy.
 
         Raises:
             TypeError: ``v2`` is not a ``SelfAttention_v2``.
         """
         if not isinstance(v2, SelfAttention_v2):
             raise TypeError(f"v2 must be a SelfAttention_v2; got {type(v2).__name__}")
-        v1 = cls(v2.W_query.in_features, v2.W_query.out_features, qkv_bias=v2.W_query.bias is not None)
+        v1 = cls(v2.d_in, v2.W_query.out_features, qkv_bias=v2.W_query.bias is not None)
         for name in ("query", "key", "value"):
-            linear = getattr(v2, f"W_{name}")
-            setattr(v1, f"W_{name}", nn.Parameter(linear.weight.detach().T.clone()))
-            if linear.bias is not None:
-                setattr(v1, f"bias_{name}", nn.Parameter(linear.bias.detach().clone()))
-        return v1
+            weight, bias = getattr(v2, f"W_{name}").weight, getattr(v2, f"W_{name}").bias
+            setattr(v1, f"W_{name}", nn.Parameter(weight.detach().T.clone(), weight.requires_grad))
+            if bias is not None:
+                setattr(v1, f"bias_{name}", nn.Parameter(bias.detach().clone(), bias.requires_grad))
+        return v1.train(v2.training)
 
     def _project(self, x: Tensor, name: str) -> Tensor:
         projected = x @ getattr(self, f"W_{name}")  # (…, tokens, d_out)
         bias = getattr(self, f"bias_{name}")
         return projected if bias is None else projected + bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.shape[0])
-        return attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"))
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """Weights (…, tokens, tokens): a row for each query, summing to one."""
-        check_input(x, self.W_query.shape[0])
-        return attention_weights(self._project(x, "query"), self._project(x, "key"))
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds,
+        and its own context vectors are zero.
+        """
+        check_input(x, self.d_in)
+        x, mask, padding = hide_padding(x, key_mask)
+        context = _attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"), mask)
+        return context if padding is None else context.masked_fill(padding, 0.0)
+
+    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Weights (…, tokens, tokens): a row for each query, summing to one, or to zero for padding."""
+        check_input(x, self.d_in)
+        x, mask, padding = hide_padding(x, key_mask)
+        weights = _attention_weights(self._project(x, "query"), self._project(x, "key"), mask)
+        return weights if padding is None else weights.masked_fill(padding, 0.0)
 
 
 class SelfAttention_v2(nn.Module):
@@ -128,16 +139,25 @@ class SelfAttention_v2(nn.Module):
         super().__init__()
         check_count("d_in", d_in)
         check_count("d_out", d_out)
+        self.d_in = d_in
         self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in)."""
-        check_input(x, self.W_query.in_features)
-        return attention(self.W_query(x), self.W_key(x), self.W_value(x))
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-    def attention_weights(self, x: Tensor) -> Tensor:
-        """Weights (…, tokens, tokens): a row for each query, summing to one."""
-        check_input(x, self.W_query.in_features)
-        return attention_weights(self.W_query(x), self.W_key(x))
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds,
+        and its own context vectors are zero.
+        """
+        check_input(x, self.d_in)
+        x, mask, padding = hide_padding(x, key_mask)
+        context = _attention(self.W_query(x), self.W_key(x), self.W_value(x), mask)
+        return context if padding is None else context.masked_fill(padding, 0.0)
+
+    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Weights (…, tokens, tokens): a row for each query, summing to one, or to zero for padding."""
+        check_input(x, self.d_in)
+        x, mask, padding = hide_padding(x, key_mask)
+        weights = _attention_weights(self.W_query(x), self.W_key(x), mask)
+        return weights if padding is None else weights.masked_fill(padding, 0.0)

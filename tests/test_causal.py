@@ -109,8 +109,6 @@ def test_on_a_device_without_autocast():
     attention, x = module().to("meta"), tokens().to("meta")
     assert attention(x).shape == (BATCH, TOKENS, D_OUT)
     assert attention.attention_weights(x).shape == (BATCH, TOKENS, TOKENS)
-    with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float64; got torch.bfloat16"):
-        attention(x.bfloat16())
 
 
 # Errors
@@ -123,10 +121,6 @@ def test_errors(method):
         call(tokens(BATCH, 12, D_IN))
     with pytest.raises(ValueError, match=r"x must have shape \(batch, tokens, d_in=5\) or .*; got \(2, 7, 3\)"):
         call(tokens(BATCH, TOKENS, 3))
-    with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float64; got torch.float32"):
-        call(tokens().float())
-    with pytest.raises(ValueError, match="x must be on the device of the module, cpu; got meta"):
-        call(tokens().to("meta"))
 
 
 @pytest.mark.parametrize(

@@ -214,10 +214,6 @@ def test_compiled_and_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = attention(x)
         assert_close(attention(x.bfloat16()), output)
-        with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float32; got torch.float64"):
-            attention(x.double())
-        with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float64; got torch.float32"):
-            module()(x)
     assert output.dtype == torch.bfloat16
     assert_close(output.float(), attention(x), atol=0.03, rtol=0.03)
 
@@ -233,10 +229,6 @@ def test_errors(make, method):
         call(tokens(BATCH, 14, D_IN))
     with pytest.raises(ValueError, match=r"x must have shape \(batch, tokens, d_in=5\) or .*; got \(2, 11, 21\)"):
         call(tokens(BATCH, TOKENS, D_OUT))
-    with pytest.raises(TypeError, match="x must have the dtype of the module, torch.float64; got torch.float32"):
-        call(tokens().float())
-    with pytest.raises(ValueError, match="x must be on the device of the module, cpu; got meta"):
-        call(tokens().to("meta"))
 
 
 def test_errors_of_construction():
