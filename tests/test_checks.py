@@ -1,5 +1,7 @@
 """Every check passes its own reference, names every mistake in its table, and rejects every mechanical mutant."""
 
+import math
+
 import pytest
 import torch
 
@@ -158,6 +160,44 @@ def test_masks_must_be_boolean():
     mask = Exercise("", lambda x: x > 0, [draw(1, (3, 5))], {}, "Right.")
     assert mask(lambda x: x > 0).passed
     assert "return a boolean tensor" in mask(lambda x: (x > 0).float()).message
+
+
+def test_a_yes_or_no_is_judged_with_the_case_in_words_and_never_named_by_chance():
+    positive = Exercise(
+        "",
+        lambda x: bool((x > 0).all()),
+        [(torch.tensor([1.0, 2.0]),), (torch.tensor([-1.0, 2.0]),), (torch.tensor([0.0, 2.0]),)],
+        "(x > 0).any()  # Any is not all.",
+        "Right.",
+        describe=lambda x: f"a smallest number of {x.min():g}",
+    )
+    assert positive(lambda x: bool((x > 0).any())).message == "Any is not all."
+    assert positive(lambda x: bool((x >= 0).all())).message.endswith(
+        "says True for a smallest number of 0; False is right."
+    )
+
+
+def test_a_tuple_of_the_wrong_length_is_counted():
+    sizes = Exercise("", lambda x: tuple(x.shape), [draw(1, (3, 5))], {}, "Right.")
+    assert sizes(lambda x: x.shape).passed
+    assert "should return 2 numbers in a tuple; it returned 1." in sizes(lambda x: x.shape[:1]).message
+
+
+def test_a_size_from_the_notebook_is_noticed_where_nothing_fails():
+    assert "It reads `size` from the notebook" in ROW_SUMS(lambda x: x.sum(-1) * size).message
+
+
+def test_adapt_runs_the_reference_and_the_mistakes_too():
+    at_two = Exercise(
+        "",
+        lambda: math.exp,
+        [(2.0,)],
+        "math.log  # That is the logarithm.",
+        "Right.",
+        adapt=lambda answer: lambda x: answer()(x),
+    )
+    assert at_two(lambda: lambda x: math.e**x).passed
+    assert at_two(lambda: lambda x: math.log(x)).message == "That is the logarithm."
 
 
 def test_numbers_may_change_in_place():

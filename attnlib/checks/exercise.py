@@ -66,7 +66,9 @@ class Exercise:
         success: what a learner reads when everything is right.
         forbidden: names of functions that the exercise asks the learner to write without.
         chance: what to say if two calls give two results.
-        adapt: makes the function that is compared with the reference from the learner's answer, if they differ.
+        adapt: makes the function that is run on the cases, if that is not the learner's own. The reference and the
+            mistakes go through it as well.
+        describe: says in words what is special about a case. Default: the shapes of its tensors.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class Exercise:
         *,
         forbidden: Sequence[str] = (),
         chance: str = "Two calls give different numbers: nothing in this exercise is left to chance.",
-        adapt: Callable[[Callable], Callable] | None = None,
+        adapt: Callable[[Callable], Callable] = lambda answer: answer,
+        describe: Callable[..., str] | None = None,
     ) -> None:
         self.__doc__ = doc
         self.reference, self.cases, self.success = reference, list(cases), success
-        self.forbidden, self.chance, self.adapt = tuple(forbidden), chance, adapt
+        self.forbidden, self.chance, self.adapt, self.describe = tuple(forbidden), chance, adapt, describe
+        self.solve = adapt(reference)
         self._mistakes = mistakes
 
     @functools.cached_property
@@ -110,7 +114,7 @@ class _Judge:
     def __init__(self, exercise: Exercise, answer: Callable) -> None:
         self.exercise, self.answer = exercise, answer
         self.name = getattr(answer, "__name__", type(answer).__name__)
-        self.run = exercise.adapt(answer) if exercise.adapt else answer
+        self.run = exercise.adapt(answer)
 
     def verdict(self) -> Verdict:
         results: list[Tensor] = []
@@ -122,8 +126,7 @@ class _Judge:
                 stopped = result
                 break
             results.append(result)
-            want = _tensor(self.exercise.reference(*_copied(inputs)))
-            if not _same(result, want):
+            if not _same(result, _tensor(self.exercise.solve(*_copied(inputs)))):
                 wrong.append(len(results) - 1)
         if not wrong:
             return self.after_right_ones(stopped, len(results))
@@ -131,11 +134,21 @@ class _Judge:
         again = self.result(inputs)
         if isinstance(again, Tensor) and not _same(again, result):
             return Verdict("✗", self.exercise.chance)
-        want = _tensor(self.exercise.reference(*_copied(inputs)))
-        said = self.named(range(len(results)), results) or self.named(wrong, results)
-        if not said and (result.numel() != 1 or float(result) not in (0.0, 1.0)):  # True and False agree by chance
-            said = self.named(wrong[:1], results)
-        return Verdict("✗", said or _relation(self.name, result, want) or _difference(self.name, result, want))
+        wanted = self.exercise.solve(*_copied(inputs))
+        said = self.named(range(len(results)), results)
+        if not said and not isinstance(wanted, bool):  # True and False agree by chance
+            said = self.named(wrong, results) or self.named(wrong[:1], results)
+        return Verdict("✗", said or self.unnamed(inputs, result, wanted))
+
+    def unnamed(self, inputs: tuple, result: Tensor, wanted: object) -> str:
+        """What to say of a wrong result that no mistake in the table gives."""
+        want = _tensor(wanted)
+        if isinstance(wanted, bool) and not result.ndim and float(result) in (0.0, 1.0):
+            return f"{self.name} says {not wanted} for {_described(self.exercise, inputs)}; {wanted} is right."
+        if isinstance(wanted, tuple) and result.ndim == 1 and result.shape != want.shape:
+            return f"{self.name} should return {len(wanted)} numbers in a tuple; it returned {len(result)}."
+        difference = _relation(self.name, result, want) or _difference(self.name, result, want)
+        return f"{difference}{self.globals_hint()}"
 
     def after_right_ones(self, stopped: Verdict, count: int) -> Verdict:
         """The last word where no result was wrong: all right, or an error after ``count`` right results."""
@@ -155,14 +168,14 @@ class _Judge:
         except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{watch.hint()}{self.globals_hint()}")
         if watch.called:
-            return Verdict("✗", f"This exercise asks you to do without {watch.called}(): write out what it computes.")
+            return Verdict("✗", f"This exercise asks you to do without {watch.called}().")
         if got is Ellipsis or (got is None and _is_stub(self.answer)):
             return self.unwritten()
         if got is None:
             return Verdict("✗", f"{self.name} returned nothing. Is `return` missing from its last line?")
         if any(isinstance(x, Tensor) and x.ndim and not _identical(x, y) for x, y in zip(inputs, fresh)):
             return Verdict("✗", f"{self.name} changes its input. Use operations that make a new tensor.")
-        wanted = self.exercise.reference(*_copied(inputs))
+        wanted = self.exercise.solve(*_copied(inputs))
         try:
             result = _tensor(got)
         except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -180,7 +193,8 @@ class _Judge:
         """The first mistake that gives the learner's results in all of these cases."""
         for mistake in self.exercise.mistakes:
             try:
-                made = (_tensor(mistake.function(*_copied(self.exercise.cases[i]))) for i in where)
+                makes = self.exercise.adapt(mistake.function)
+                made = (_tensor(makes(*_copied(self.exercise.cases[i]))) for i in where)
                 if all(_same(results[i], wrong) for i, wrong in zip(where, made)):
                     return mistake.sentence
             except Exception:  # a mistake that cannot even run on a case is not the one that was made
@@ -292,7 +306,9 @@ def _raised(error: Exception, answer: Callable) -> str:
 
 
 def _described(exercise: Exercise, inputs: tuple) -> str:
-    names = inspect.signature(exercise.reference).parameters
+    if exercise.describe:
+        return exercise.describe(*inputs)
+    names = inspect.signature(exercise.solve).parameters
     shapes = [f"{name} {tuple(x.shape)}" for name, x in zip(names, inputs) if isinstance(x, Tensor)]
     return " and ".join(shapes) or str(inputs)
 
