@@ -181,6 +181,7 @@ def test_a_tuple_of_the_wrong_length_is_counted():
     sizes = Exercise("", lambda x: tuple(x.shape), [draw(1, (3, 5))], {}, "Right.")
     assert sizes(lambda x: x.shape).passed
     assert "should return 2 numbers in a tuple; it returned 1." in sizes(lambda x: x.shape[:1]).message
+    assert "must return a tuple of 2 numbers" in sizes(lambda x: (x.shape, 5)).message
 
 
 def test_a_size_from_the_notebook_is_noticed_where_nothing_fails():

@@ -159,12 +159,15 @@ class _Judge:
 
     def result(self, inputs: tuple) -> Tensor | Verdict:
         """The learner's result as a tensor, or what to say if there is none."""
-        fresh, watch = _copied(inputs), _Watch(self.exercise.forbidden)
+        fresh, watch, wanted = _copied(inputs), _Watch(self.exercise.forbidden), self.exercise.solve(*_copied(inputs))
         try:
             with watch:
                 got = self.run(*fresh)
         except NotImplementedError:
             return self.unwritten()
+        except AssertionError as error:
+            advice = " Return True or False instead." if isinstance(wanted, bool) else ""
+            return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{advice}")
         except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{watch.hint()}{self.globals_hint()}")
         if watch.called:
@@ -175,7 +178,6 @@ class _Judge:
             return Verdict("✗", f"{self.name} returned nothing. Is `return` missing from its last line?")
         if any(isinstance(x, Tensor) and x.ndim and not _identical(x, y) for x, y in zip(inputs, fresh)):
             return Verdict("✗", f"{self.name} changes its input. Use operations that make a new tensor.")
-        wanted = self.exercise.solve(*_copied(inputs))
         try:
             result = _tensor(got)
         except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -316,6 +318,8 @@ def _described(exercise: Exercise, inputs: tuple) -> str:
 def _not_a_tensor(name: str, got: object, wanted: object) -> str:
     """What to do with a result that is no tensor and no number."""
     kind = type(got).__name__
+    if isinstance(wanted, tuple):
+        return f"{name} must return a tuple of {len(wanted)} numbers, and nothing else."
     if isinstance(got, tuple) and hasattr(got, "indices"):
         return f"{name} returned values together with indices, as max(dim=…) and sort do: take .values or .indices."
     if isinstance(got, (list, tuple)) and got and all(isinstance(x, Tensor) for x in got):
