@@ -89,6 +89,7 @@ def _same_cases() -> list[tuple[Tensor, Tensor]]:
     false += [(one, -one), (steps, steps.flip(1)), (steps, steps.flip(0)), (one, one + first.roll(1))]
     true = [(one, one + 1e-7), (zero, zero + 5e-8), (one, one.clone()), (many, many + 5e-6), (zero, zero + 3e-6)]
     true += [(zero, 9e-6 * first), (steps, steps + 4e-6 * (-1) ** steps), (one[:1, :1], one[:1, :1] - 2e-6)]
+    true += [(zero + 4e-6, zero + 6e-6), (zero + 0.499999, zero + 0.500001)]  # rounding parts them
     return [*false, *true, (many.double(), many.double() - 9e-6)]
 
 
