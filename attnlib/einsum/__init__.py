@@ -1,4 +1,4 @@
-"""An einsum equation, explained: roles of the axes, loops, matmul, cost."""
+"""An einsum equation, explained: the roles of its axes, its loops, its matmul and its cost."""
 
 from attnlib.einsum.explain import explain_einsum
 from attnlib.einsum.explanation import EinsumExplanation

@@ -1,19 +1,24 @@
-"""In which order three or more operands are best joined, and what that costs."""
+"""The order in which to join three or more operands two by two, and its cost."""
 
+import itertools
 import math
 import string
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from attnlib.einsum.bind import Contraction
+
+EXACT = 4  # up to this many operands, all orders are compared: 18 for four, but 180 for five
+Order = tuple[tuple[int, int], ...]  # which two tensors of a list to join; the result goes to the end of the list
 
 
 class PathStep(NamedTuple):
     """Two tensors become one.
 
     Attributes:
-        left, right: the operands' letters, `A`, or `AB` for what A and B became.
+        left, right: the operands' letters: `A`, or `AB` for the result of A and B.
         axes: the axes of the result.
-        multiplications: one for each combination of the axes of both.
+        multiplications: one for each cell of the result and each value of the axes summed in this step.
         elements: how many numbers the result holds.
     """
 
@@ -24,53 +29,11 @@ class PathStep(NamedTuple):
     elements: int
 
 
-class _Sized(NamedTuple):
-    name: str
-    sizes: dict[str, int]
-
-
-def contraction_pairs(contraction: Contraction) -> list[tuple[int, int]]:
-    """Which two tensors to join, step by step: positions in a list from which both go and to whose end the result
-    comes. The order is the one that opt_einsum finds cheapest."""
-    count = len(contraction.inputs)
-    if count < 3:
-        return [(0, 1)] * (count - 1)
-    import opt_einsum
-
-    letters = dict(zip(contraction.sizes, string.ascii_letters))
-    terms = ["".join(letters[axis] for axis in dict.fromkeys(axes)) for axes in contraction.inputs]
-    shapes = [tuple(known_sizes(*pair).values()) for pair in zip(contraction.inputs, contraction.shapes)]
-    equation = f"{','.join(terms)}->{''.join(letters[axis] for axis in contraction.output)}"
-    path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True)
-    return [(first, second) for first, second in path]
-
-
-def known_sizes(axes: tuple[str, ...], shape: tuple[int, ...]) -> dict[str, int]:
-    """Each axis of one operand with its size there, 1 where it broadcasts; a repeated axis once."""
-    return dict(zip(axes, shape))
-
-
 def path_steps(contraction: Contraction) -> tuple[PathStep, ...]:
-    """The pairwise path with its costs; one step for two operands, none for one."""
-    tensors = [
-        _Sized(letter, known_sizes(axes, shape))
-        for letter, axes, shape in zip(string.ascii_uppercase, contraction.inputs, contraction.shapes)
-    ]
-    steps = []
-    for pair in contraction_pairs(contraction):
-        left, right = take_pair(tensors, pair)
-        needed = axes_needed(contraction, [set(tensor.sizes) for tensor in tensors])
-        shared = {axis: size for axis, size in left.sizes.items() if right.sizes.get(axis) == size}
-        inner = math.prod(size for axis, size in shared.items() if axis not in needed)
-        result = {
-            axis: longer(left.sizes.get(axis, 1), right.sizes.get(axis, 1))
-            for axis in contraction.sizes
-            if axis in needed and (axis in left.sizes or axis in right.sizes)
-        }
-        elements = math.prod(result.values())
-        steps.append(PathStep(left.name, right.name, tuple(result), elements * inner, elements))
-        tensors.append(_Sized(left.name + right.name, result))
-    return tuple(steps)
+    """The steps of the cheapest order for up to four operands, and of a good one (opt_einsum's) for more."""
+    count = len(contraction.inputs)
+    orders: Iterable[Order] = _orders(count) if count <= EXACT else [_good_order(contraction)]
+    return min((_steps(contraction, order) for order in orders), key=_cost)
 
 
 def longer(one: int, other: int) -> int:
@@ -78,11 +41,46 @@ def longer(one: int, other: int) -> int:
     return other if one == 1 else one
 
 
-def take_pair(tensors: list, pair: tuple[int, int]) -> list:
-    """Remove two items from the list and give them in the order of their names."""
-    return sorted((tensors.pop(max(pair)), tensors.pop(min(pair))), key=lambda tensor: tensor.name)
+def _orders(count: int) -> Iterator[Order]:
+    if count == 1:
+        yield ()
+        return
+    for pair in itertools.combinations(range(count), 2):
+        for rest in _orders(count - 1):
+            yield (pair, *rest)
 
 
-def axes_needed(contraction: Contraction, others: list[set[str]]) -> set[str]:
-    """The axes that a step must keep: those of the output, and of the tensors that are still to come."""
-    return set(contraction.output).union(*others)
+def _good_order(contraction: Contraction) -> Order:
+    import opt_einsum
+
+    letters = dict(zip(contraction.sizes, string.ascii_letters))
+    terms = ["".join(letters[axis] for axis in dict.fromkeys(axes)) for axes in contraction.inputs]
+    shapes = [tuple(dict(zip(*pair)).values()) for pair in zip(contraction.inputs, contraction.shapes)]
+    equation = f"{','.join(terms)}->{''.join(letters[axis] for axis in contraction.free)}"
+    path, _ = opt_einsum.contract_path(equation, *shapes, shapes=True)
+    return tuple((first, second) for first, second in path)
+
+
+def _steps(contraction: Contraction, order: Order) -> tuple[PathStep, ...]:
+    """Axes that only one of the two has are summed before they meet, without any multiplication."""
+    sizes = (dict(zip(*pair)) for pair in zip(contraction.inputs, contraction.shapes))
+    tensors = list(zip(contraction.tensors, sizes))
+    steps = []
+    for pair in order:
+        (left, lefts), (right, rights) = sorted(tensors.pop(place) for place in sorted(pair, reverse=True))
+        needed = {*contraction.free, *(axis for _, sizes in tensors for axis in sizes)}
+        result = {
+            axis: longer(lefts.get(axis, 1), rights.get(axis, 1))
+            for axis in dict.fromkeys([*contraction.free, *contraction.sizes])
+            if axis in needed and (axis in lefts or axis in rights)
+        }
+        inner = math.prod(size for axis, size in lefts.items() if axis not in needed and rights.get(axis) == size)
+        elements = math.prod(result.values())
+        steps.append(PathStep(left, right, tuple(result), elements * inner, elements))
+        tensors.append((left + right, result))
+    return tuple(steps)
+
+
+def _cost(steps: tuple[PathStep, ...]) -> tuple[int, int]:
+    """Multiplications first; of two orders that need equally many, the one with the smaller intermediate results."""
+    return sum(step.multiplications for step in steps), max((step.elements for step in steps[:-1]), default=0)

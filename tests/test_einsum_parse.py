@@ -1,4 +1,4 @@
-"""What explain_einsum says of a broken equation: the user's own names, a caret under the place, a likely fix."""
+"""What explain_einsum says about a broken equation: the user's own names, a caret under the place, a likely fix."""
 
 import re
 import time
@@ -46,16 +46,16 @@ CASES = {
     "a fat arrow": ("ij=>i", [(2, 3)], "an arrow is written `->`", "="),
     "half an arrow": ("ij-i", [(2, 3)], "a stray `-`", "-"),
     "the other half": ("ij>i", [(2, 3)], "a stray `>`", ">"),
-    "two outputs": ("ij->i,j", [(2, 3)], "there is one output", ","),
-    "two dots": ("..i->i", [(2, 3)], "a dot that belongs to no `...`", "."),
+    "two outputs": ("ij->i,j", [(2, 3)], "there is only one output", ","),
+    "two dots": ("..i->i", [(2, 3)], "a dot that is not part of `...`", "."),
     "three dots twice": ("...i...->i", [(2, 3)], "a second `...`", "..."),
-    "dots glued to a word": ("batch...->batch", [(2, 3)], "names 5 axes|space before `...`", None),
-    "dots glued before a word": ("...seq_q -> seq_q", [(2, 3)], "space behind `...`", "s"),
+    "dots glued to a word": ("batch...->batch", [(2, 3)], "names 5 axes", None),
+    "dots glued before a word": ("...seq_q -> seq_q", [(2, 3)], "space on each side of `...`", "seq_q"),
     "one word for each operand": ("batch,batch->batch", [(2,), (3,)], "axis `batch` two sizes", None),
     "a number": ("1 j -> j", [(1, 3)], "`1`, which is a number", "1"),
-    "no name": ("2d j -> j", [(2, 3)], "`2d`, which is no name", "2d"),
+    "no name": ("2d j -> j", [(2, 3)], "`2d`, which is not a name", "2d"),
     "an underscore at the end": ("batch_ j -> j", [(2, 3)], "`batch_`, which begins or ends with an unders", "batch_"),
-    "a ligature": ("ﬁ j -> j", [(2, 3)], "Python would write differently", "ﬁ"),
+    "a ligature": ("ﬁ j -> j", [(2, 3)], "Python would replace", "ﬁ"),
     "a line break": ("i j\n-> i", [(2, 3)], "a line break or tab", None),
     "a multiplication sign": ("i*j->ij", [(2,), (3,)], "the character '\\*'", "*"),
     "a control character": ("i\x1bj->i", [(2, 3)], r"the character '\\x1b'", None),
@@ -111,9 +111,9 @@ def test_what_is_too_large_to_run_is_refused_before_it_is_drawn(equation, shape)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((None, (2,)), "equation must be a str; got NoneType"),
-        ((b"i->i", (2,)), "equation must be a str; got bytes"),
-        (((2, 3), (3, 5)), "equation must be a str; got tuple"),
+        ((None, (2,)), "equation must be a str and come first; got NoneType"),
+        ((b"i->i", (2,)), "equation must be a str and come first; got bytes"),
+        ((torch.ones(2), "i->i"), "equation must be a str and come first; got Tensor"),
         (("i->i", 3), "operand A must be a tensor, an array or a shape such as .2, 3.; got int"),
         (("i,i->i", (2,), "j"), "operand B must be a tensor.*got str"),
         (("i->i", (2, True)), "operand A must be a tensor"),
@@ -133,9 +133,6 @@ def test_wrong_types(arguments, message):
         (("i->i",), "operands must be 1 to 26 tensors or shapes; got 0"),
         (("i->i", *[(2,)] * 27), "got 27"),
         (("i->i", (-1,)), r"operand A must be a shape without negative sizes; got \(-1,\)"),
-        ((torch.ones(2), "i->i", torch.ones(2)), "equation must come first, as in torch, or last, as in einops"),
-        ((torch.ones(2), [52]), "axes given as numbers must lie between 0 and 51; got 52"),
-        ((torch.ones(2), [0, 1]), "names 2 axes .`axis0`, `axis1`. for operand A, but it has 1 axis"),
         (("abcdefghijklmnopqrstu->", (1,) * 21), "equation must have at most 20 axes, one loop each; got 21"),
     ],
 )
@@ -175,17 +172,10 @@ def test_the_message_is_printable():
         assert str(caught.value).replace("\n", "").isprintable()
 
 
-def test_nothing_that_was_typed_is_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    explanation = explain_einsum("print exit -> exit print", (2, 3))
-    ran = []
-    monkeypatch.setattr("builtins.compile", lambda source, *rest: ran.append(source) or _compile(source, *rest))
+def test_names_of_builtins_and_methods_are_only_names():
+    explanation = explain_einsum("print exit, exit item -> item print", (2, 3), (3, 5))
     assert explanation.verify()
-    assert ran
-    assert not any(word in source for source in ran for word in ("print", "exit"))
-
-
-_compile = compile
+    assert explanation.run_loops().shape == (5, 2)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +193,7 @@ def test_a_trace_names_the_axis_of_a_wrong_index(cell, error, message):
 
 
 def test_a_trace_of_a_scalar_takes_no_index():
-    with pytest.raises(ValueError, match="none, as the output is a single number; got 1"):
+    with pytest.raises(ValueError, match="none, because the output is a single number; got 1"):
         explain_einsum("i->", (2,)).trace(0)
 
 
