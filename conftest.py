@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent
 FLOAT = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep; spinning ones would slow the other kernels
 if "PYTEST_XDIST_WORKER" in os.environ:  # two test processes share the cores, and so do the kernels they start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -76,4 +76,5 @@ if __name__ == "__main__":
         sys.exit("run.py: Python 3.11 or newer is needed." if sys.version_info < (3, 11) else __doc__)
     set_up(EXTRA.get(what, ["-e", "."]))
     command = [PYTHON, *COMMANDS[what].format(*args[:1]).split(), *args[what == "bench" :]]
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep, so several kernels can share the cores
     sys.exit(subprocess.run(command, cwd=ROOT).returncode)
