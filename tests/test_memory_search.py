@@ -78,7 +78,7 @@ def test_real_numbers_find_the_same_set():
     assert torch.equal(found, sorted_ids(query, ring, range(20_011), 32).sort(-1).values)
 
 
-def test_rising_scores_are_no_worst_case_that_loses_any():
+def test_rising_scores_lose_none():
     ring = torch.arange(100_003.0).view(1, 1, -1, 1)
     query = torch.tensor([1.0, -1.0]).view(1, 1, 2, 1)
     found = best_ids(query, ring, range(100_003), 3)
@@ -90,7 +90,7 @@ def test_of_equal_scores_the_newest_win():
     assert found.flatten().tolist() == [11_999, 11_998, 11_997, 11_996]
 
 
-# The two small functions
+# Its parts
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -108,21 +108,9 @@ def test_top_newest_by_hand():
     assert top_newest(scores, 9).tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
-def test_top_newest_copes_with_infinities_and_nan():
-    scores = torch.tensor(
-        [[-torch.inf] * 4, [torch.inf, 0.0, torch.inf, torch.inf], [torch.nan, 0.0, 0.0, 0.0], [torch.nan] * 4]
-    )
-    found = top_newest(scores, 2)
-    assert found[:3].tolist() == [[2, 3], [2, 3], [0, 3]]
-    assert found.shape == (4, 2)
-
-
-def test_top_newest_copes_with_a_group_of_nan_beside_equal_scores():
-    scores = torch.zeros(2, 1024)
-    scores[0, ::64] = torch.nan  # the sixteen entries of one group
-    found = top_newest(scores, 4)
-    assert scores[0, found[0]].isnan().all()
-    assert found[1].tolist() == [1020, 1021, 1022, 1023]
+def test_top_newest_with_infinities():
+    scores = torch.tensor([[-torch.inf] * 4, [torch.inf, 0.0, torch.inf, torch.inf], [0.0, -torch.inf, -torch.inf, -3.0]])
+    assert top_newest(scores, 2).tolist() == [[2, 3], [2, 3], [0, 3]]
 
 
 def test_best_first_by_hand():

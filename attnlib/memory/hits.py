@@ -1,12 +1,13 @@
-"""What a search of the memory brings back, in both layouts, and attention over it."""
+"""What a search of the memory returns, in both layouts, and attention over it."""
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from attnlib._validate import check_count, check_same, check_shape, check_tensor
-from attnlib.attend import Attended, attend
+from attnlib._validate import check_count, check_options, check_same, check_shape, check_tensor
+from attnlib.attend import Attended, _softmax, without_autocast
 
 
 class MemoryHits(NamedTuple):
@@ -17,8 +18,8 @@ class MemoryHits(NamedTuple):
         values: (batch, heads, tokens, top_k, value_dim), without gradient.
         scores: (batch, heads, tokens, top_k), the plain dot product of the query with each key, not scaled, in float32
             at least; the gradient flows to the query.
-        ids: (batch, heads, tokens, top_k), int64: the how-manieth memory of its row each one is, counted from 0.
-        mask: (batch, heads, tokens, top_k), boolean, True = a memory. Where a row holds fewer than top_k, the rest is
+        ids: (batch, heads, tokens, top_k), int64: the index of each memory within its row, counted from 0.
+        mask: (batch, heads, tokens, top_k), boolean, True = a memory. If fewer than top_k were found, the rest is
             False, with keys and values 0, score −inf and id −1.
     """
 
@@ -29,7 +30,8 @@ class MemoryHits(NamedTuple):
     mask: Tensor
 
     def stacked(self) -> Tensor:
-        """Give keys and values as one tensor, (batch, tokens, top_k, 2, head_dim): keys at 0, values at 1 of the 2.
+        """Return keys and values as one tensor, (batch, tokens, top_k, 2, head_dim): index 0 of the 2 holds the keys,
+        index 1 the values.
 
         Raises:
             ValueError: the memory has more than one head, or head_dim differs from value_dim.
@@ -47,21 +49,22 @@ class MemoryHits(NamedTuple):
 
 
 def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
-    """Cut what a memory of one head brought back into the pieces that several heads work on.
+    """Split what a memory of one head returned into the pieces that several heads work on.
 
-    These are steps 1 to 3 of the note on shapes: take keys and values apart, cut embed_dim into (heads, head_dim), pull
-    the heads forward, and for the keys head_dim too. The scores of step 4 are then ``query.unsqueeze(-2) @ keys``.
+    These are steps 1 to 3 of the note on shapes: separate keys from values, split embed_dim into (heads, head_dim),
+    bring the heads forward, and for the keys bring head_dim forward too. The scores of step 4 are then
+    ``query.unsqueeze(-2) @ keys``.
 
     Args:
         stacked: (b_s, seq_len, top_k, 2, embed_dim), as from ``MemoryHits.stacked``.
-        num_heads: how many heads; divides embed_dim.
+        num_heads: number of heads; divides embed_dim.
 
     Returns:
         keys (b_s, num_heads, seq_len, head_dim, top_k) and values (b_s, num_heads, seq_len, top_k, head_dim).
 
     Raises:
-        TypeError: ``stacked`` is no floating-point tensor, ``num_heads`` no int.
-        ValueError: another shape, or embed_dim not divisible by ``num_heads``.
+        TypeError: ``stacked`` is not a floating-point tensor, or ``num_heads`` is not an int.
+        ValueError: another shape, or embed_dim is not divisible by ``num_heads``.
 
     >>> keys, values = split_memory_heads(torch.rand(2, 7, 5, 2, 12), num_heads=3)
     >>> keys.shape, values.shape
@@ -83,21 +86,21 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
 def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) -> Attended:
     """Let each token attend to the memories that were found for it, and to no others.
 
-    Formula: as ``attend``, with j running over the token's own top_k: ``scores_tj = scale · q_t · k_tj``. The keys are
-    scored again with ``query``, which so gets its gradient.
+    Formula: as ``attend``, with j running over the token's own top_k: ``scores_tj = scale · q_t · k_tj``. The scores
+    are computed from ``query``, so it gets a gradient even if it is not the query that searched.
 
     Args:
         query: (batch, heads, tokens, head_dim).
         hits: what ``KVMemory.search`` found, with keys (batch, heads, tokens, top_k, head_dim). The heads may also be
             1: then every head attends to the same memories.
-        scale: factor on the scores; ``1/√head_dim`` where it is left out.
+        scale: factor on the scores; default: ``1/√head_dim``.
 
     Returns:
         ``Attended`` with output (batch, heads, tokens, value_dim) and logsumexp (batch, heads, tokens); zeros and −inf
         where nothing was found. ``merge`` joins it with attention to other keys.
 
     Raises:
-        TypeError: ``query`` is no floating-point tensor, ``hits`` no ``MemoryHits``, or dtypes differ.
+        TypeError: ``query`` is not a floating-point tensor, ``hits`` is not a ``MemoryHits``, or dtypes differ.
         ValueError: shapes or devices do not fit.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.2.
@@ -109,25 +112,34 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
     >>> topk_attend(query, memory.search(query, top_k=2)).output  # [1, e] / (1 + e), whichever comes first
     tensor([[[[0.2689, 0.7311]]]])
     """
-    return attend_hits(query, hits, scale=scale)
-
-
-def attend_hits(query: Tensor, hits: MemoryHits, *, scale: float | None = None, dropout_p: float = 0.0) -> Attended:
-    """``topk_attend`` with dropout on the weights."""
     check_hits(query, hits)
-    output, logsumexp = attend(
-        query.unsqueeze(-2),  # (batch, heads, tokens, 1, head_dim): every token is a batch of its own, with one query
-        hits.keys,
-        hits.values,
-        hits.mask.unsqueeze(-2),
-        scale=scale,
-        dropout_p=dropout_p,
-    )
-    return Attended(output.squeeze(-2), logsumexp.squeeze(-1))
+    check_options(False, scale)
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    query = query.to(torch.promote_types(query.dtype, torch.float32)) * scale
+    return average_values(score_keys(query, hits.keys, hits.mask), hits.values)
+
+
+def score_keys(query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
+    """Score the memories found for each query: (batch, heads, tokens, top_k), in float32 at least, −inf where masked.
+
+    A sum of products, because a matrix product may round the same key differently in another place.
+    """
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    scores = (query.unsqueeze(-2).to(dtype) * keys.to(dtype)).sum(-1)
+    return scores.masked_fill(~mask, -torch.inf)
+
+
+def average_values(scores: Tensor, values: Tensor, dropout_p: float = 0.0) -> Attended:
+    """Softmax over the memories of each token, and the average of their values."""
+    weights, logsumexp = _softmax(scores)  # (batch, heads, tokens, top_k)
+    weights = F.dropout(weights, dropout_p).unsqueeze(-2)
+    with without_autocast(scores.device):
+        output = (weights @ values.to(weights.dtype)).squeeze(-2)  # (batch, heads, tokens, value_dim)
+    return Attended(output.to(values.dtype), logsumexp)
 
 
 def check_hits(query: Tensor, hits: MemoryHits) -> None:
-    """The query and its hits belong together; the mask is looked at by ``attend``."""
+    """Raise unless the query and its hits fit together."""
     check_tensor("query", query)
     check_shape("query", query, "batch heads tokens head_dim")
     if not isinstance(hits, MemoryHits):
@@ -140,8 +152,11 @@ def check_hits(query: Tensor, hits: MemoryHits) -> None:
     if hits.keys.ndim == 5 and hits.keys.shape[1] != 1:
         sizes["heads"] = heads
     check_shape("hits.keys", hits.keys, "batch heads tokens top_k head_dim", sizes)
-    if not isinstance(hits.mask, Tensor):
-        raise TypeError(f"hits.mask must be a boolean tensor, True = a memory; got {type(hits.mask).__name__}")
+    if not isinstance(hits.mask, Tensor) or hits.mask.dtype != torch.bool:
+        got = hits.mask.dtype if isinstance(hits.mask, Tensor) else type(hits.mask).__name__
+        raise TypeError(f"hits.mask must be a boolean tensor, True = a memory; got {got}")
+    if hits.mask.device != query.device:
+        raise ValueError(f"hits.mask must be on the device of query, {query.device}; got {hits.mask.device}")
     for name, tensor, axes in (("values", hits.values, " value_dim"), ("mask", hits.mask, "")):
         of_keys = dict(zip(("batch", "heads", "tokens", "top_k"), hits.keys.shape))
         check_shape(f"hits.{name}", tensor, f"batch heads tokens top_k{axes}", of_keys)

@@ -1,4 +1,4 @@
-"""An approximate index over a memory, for those who can bear to miss some: inverted lists, through faiss."""
+"""An approximate index over a memory, for when missing some of the best is acceptable: inverted lists, by faiss."""
 
 import math
 from typing import Any
@@ -12,28 +12,29 @@ from attnlib.memory.kv_memory import KVMemory
 
 
 class IVFIndex:
-    """A view of a ``KVMemory`` that looks at the keys in some places only, and so may miss the best.
+    """A view of a ``KVMemory`` that compares a query with some of the keys only, and so may miss the best.
 
-    Formula: k-means cuts the keys of each row and head into ``num_lists`` lists; a query is compared with the keys of
-    the ``num_probes`` lists whose centres score best. How much it misses depends on the data: little where the keys
-    form clusters, most of it where they point anywhere. Measure it with ``recall``.
+    Formula: k-means divides the keys of each row and head into ``num_lists`` lists; a query is compared with the keys
+    of the ``num_probes`` lists whose centres score best. How much it misses depends on the data: little if the keys
+    form clusters, most of it if they point in all directions. Measure it with ``recall``.
 
-    The memory stays the truth: the index is built from it, and built again at the first search after it has changed.
+    The index is rebuilt at the first search after its memory has changed or was replaced, so it never answers from old
+    keys. A key that holds NaN or ∞ is never found.
 
     Args:
-        memory: the memory to look at.
-        num_lists: how many lists; about the square root of the number of memories where it is left out.
-        num_probes: how many of them each query looks at.
+        memory: the memory to search.
+        num_lists: number of lists; default: about the square root of the number of memories.
+        num_probes: how many of them each query is compared with.
 
     Raises:
         ImportError: faiss is not installed.
-        TypeError, ValueError: ``memory`` is no ``KVMemory``, or a number no positive int.
+        TypeError, ValueError: ``memory`` is not a ``KVMemory``, or a number is not a positive int.
 
     Source: Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", section IV (inverted lists).
 
     >>> memory = KVMemory(capacity=500, num_heads=1, head_dim=8)
     >>> memory.add(torch.randn(1, 1, 500, 8), torch.randn(1, 1, 500, 8))
-    >>> index = IVFIndex(memory, num_lists=5, num_probes=5)  # looks everywhere
+    >>> index = IVFIndex(memory, num_lists=5, num_probes=5)  # all lists
     >>> index.recall(torch.randn(1, 1, 20, 8), top_k=3)
     1.0
     """
@@ -44,48 +45,54 @@ class IVFIndex:
         if num_lists is not None:
             check_count("num_lists", num_lists)
         check_count("num_probes", num_probes)
-        self._faiss = _import_faiss()
+        _import_faiss()
         self.memory, self.num_lists, self.num_probes = memory, num_lists, num_probes
-        self._built_from: list[range] | None = None
+        self._built_from: tuple[KVMemory, int] | None = None  # a memory, and how often it had been written
         self._indexes: list[list[Any]] = []
 
     def rebuild(self) -> None:
         """Build the index from what the memory holds now."""
-        held = self.memory._held()
         self._indexes = [
-            [self._build(row, head, ids) for head in range(self.memory.num_heads)] if ids else []
-            for row, ids in enumerate(held)
+            [self._build(row, head, ids) for head in range(self.memory.num_heads)]
+            for row, ids in enumerate(self.memory._held())
         ]
-        self._built_from = held
+        self._built_from = self.memory, self.memory._writes
 
     def search(self, query: Tensor, top_k: int) -> MemoryHits:
-        """Find good memories, (batch, heads, tokens, top_k) as ``KVMemory.search`` gives them, though not always the
-        best; where the lists looked at hold fewer than ``top_k``, the rest is masked."""
+        """Find good memories, in the form that ``KVMemory.search`` returns, though not always the best. If the lists
+        searched hold fewer than ``top_k``, the rest is masked."""
         self.memory._check_query(query, top_k)
-        if self._built_from != self.memory._held():
+        memory, writes = self._built_from or (None, 0)
+        if memory is not self.memory or writes != self.memory._writes:
             self.rebuild()
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device="cpu")
         queries = query.detach().float().cpu().contiguous().numpy()
         for row, indexes in enumerate(self._indexes):
             for head, index in enumerate(indexes):
-                ids[row, head] = torch.from_numpy(index.search(queries[row, head], top_k)[1])
+                if index is not None:
+                    ids[row, head] = torch.from_numpy(index.search(queries[row, head], top_k)[1])
         return self.memory._fetch(query, ids.to(query.device))
 
     def recall(self, query: Tensor, top_k: int) -> float:
-        """Share of the memories that exact search finds which the index finds too, 0 … 1; 1 where there is nothing."""
+        """What share of the memories that exact search finds the index finds too, 0 … 1; 1 if there are none."""
         exact, found = self.memory.search(query.detach(), top_k), self.search(query.detach(), top_k)
         hit = (exact.ids.unsqueeze(-1) == found.ids.unsqueeze(-2)).any(-1) & exact.mask
         return (hit.sum() / exact.mask.sum()).item() if exact.mask.any() else 1.0
 
-    def _build(self, row: int, head: int, ids: range) -> Any:
-        keys = self.memory._keys_of(row, head).float().cpu().contiguous().numpy()  # (len(ids), head_dim)
+    def _build(self, row: int, head: int, held: range) -> Any:
+        faiss = _import_faiss()
+        keys, ids = self.memory._keys_of(row, head).float().cpu(), torch.arange(held.start, held.stop, device="cpu")
+        finite = keys.isfinite().all(-1)  # faiss takes no others
+        keys, ids = keys[finite], ids[finite]  # (memories, head_dim), (memories,)
+        if not len(ids):
+            return None
         num_lists = self.num_lists or min(math.isqrt(len(ids)), len(ids) // 39)  # faiss wants 39 keys a list
         num_lists = max(1, min(num_lists, len(ids)))
-        centres = self._faiss.IndexFlatIP(self.memory.head_dim)
-        index = self._faiss.IndexIVFFlat(centres, self.memory.head_dim, num_lists, self._faiss.METRIC_INNER_PRODUCT)
+        centres = faiss.IndexFlatIP(self.memory.head_dim)
+        index = faiss.IndexIVFFlat(centres, self.memory.head_dim, num_lists, faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
-        index.train(keys)
-        index.add_with_ids(keys, torch.arange(ids.start, ids.stop, device="cpu").numpy())
+        index.train(keys.numpy())
+        index.add_with_ids(keys.numpy(), ids.numpy())
         index.nprobe = min(self.num_probes, num_lists)
         return index
 

@@ -1,49 +1,65 @@
 """A ring of past keys and values for every row of a batch and every head."""
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.attend import without_autocast
-from attnlib.memory.fetch import fetch
-from attnlib.memory.hits import MemoryHits
-from attnlib.memory.search import best_ids
+from attnlib.memory.hits import MemoryHits, score_keys
+from attnlib.memory.search import best_first, best_ids
 from attnlib.memory.storage import read_file, write_file
 
 SIZES = ("capacity", "num_heads", "head_dim", "value_dim", "batch_size")
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
+    """A method that ``torch.compile`` leaves to Python: what it does depends on how much the memory holds."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not torch.compiler.is_compiling():
+            return method(*args, **kwargs)
+        if not torch.compiler.is_dynamo_compiling():
+            raise NotImplementedError("torch.export cannot read or write a KVMemory; export the attention to its hits")
+        return torch.compiler.disable(method)(*args, **kwargs)
+
+    return run
 
 
 class KVMemory:
     """Keep the last ``capacity`` keys and values of each row of a batch, and find the best for a query.
 
-    Each row counts its memories from 0; the number is a memory's id, and no id of a row is given twice. Memory ``id``
-    lies in slot ``id mod capacity``, so the oldest goes first. Rows advance on their own and never meet.
+    Each row numbers its memories from 0. The number is the memory's id, and no id is ever reused within a row. Memory
+    ``id`` is kept in slot ``id mod capacity``, so a new memory replaces the oldest. Rows fill independently.
 
     Args:
-        capacity: the most memories that a row holds.
-        num_heads: how many heads; each has its own keys and values for every memory.
+        capacity: the largest number of memories in a row.
+        num_heads: number of heads; each has its own keys and values for every memory.
         head_dim: size of a key.
-        value_dim: size of a value; the same as ``head_dim`` where it is left out.
-        batch_size: how many rows.
-        dtype: of keys and values; torch's default where it is left out.
-        device: where they live; torch's default where it is left out.
+        value_dim: size of a value; default: ``head_dim``.
+        batch_size: number of rows.
+        dtype: of keys and values; default: torch's default.
+        device: of keys and values; default: torch's default.
 
     Attributes:
         capacity, num_heads, head_dim, value_dim, batch_size, dtype, device: as above.
         lengths: int64 tensor (batch_size,) on the CPU, how many memories each row holds.
 
     Raises:
-        TypeError: a size is no int, ``dtype`` no floating-point dtype.
+        TypeError: a size is not an int, or ``dtype`` is not a floating-point dtype.
         ValueError: a size is below 1.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.1 and 3.2.
 
     >>> memory = KVMemory(capacity=3, num_heads=1, head_dim=1)
     >>> tokens = torch.tensor([10.0, 20.0, 30.0, 40.0]).reshape(1, 1, 4, 1)
-    >>> memory.add(tokens, -tokens)  # the first of the four has to go
+    >>> memory.add(tokens, -tokens)  # there is no room for the first of the four
     >>> hits = memory.search(torch.ones(1, 1, 1, 1), top_k=2)
     >>> hits.scores.flatten(), hits.ids.flatten(), hits.values.flatten()
     (tensor([40., 30.]), tensor([3, 2]), tensor([-40., -30.]))
@@ -69,11 +85,13 @@ class KVMemory:
             raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
         self.capacity, self.num_heads, self.batch_size = capacity, num_heads, batch_size
         self.head_dim, self.value_dim = head_dim, value_dim
-        with torch.inference_mode(False):  # a memory may be made in inference mode and used outside
+        with torch.inference_mode(False):  # a memory may be made in inference mode and used outside it
             self._keys = torch.zeros(batch_size, num_heads, capacity, head_dim, dtype=dtype, device=device)
             self._values = torch.zeros(batch_size, num_heads, capacity, value_dim, dtype=dtype, device=device)
-        self._next = [0] * batch_size  # the id that each row gives next
+        self._next = [0] * batch_size  # each row's next id
         self._cleared = [0] * batch_size  # each row has forgotten the ids below this one
+        self._writes = 0  # how often anything was changed
+        self._writes_seen = 0  # … when the memory was last searched
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,18 +113,19 @@ class KVMemory:
         sizes = "capacity={0.capacity}, num_heads={0.num_heads}, head_dim={0.head_dim}, value_dim={0.value_dim}"
         return f"KVMemory({sizes.format(self)}, batch_size={self.batch_size}, lengths={self.lengths.tolist()})"
 
+    @_uncompiled
     @torch.no_grad()
     def add(self, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
-        """Store tokens, each row after its own last one; the oldest memories make room.
+        """Store tokens after the last one of each row, replacing the oldest memories if necessary.
 
         Args:
             key: (batch, heads, tokens, head_dim); stored without its gradient.
             value: (batch, heads, tokens, value_dim); likewise.
-            mask: boolean (batch, tokens), True = store; all where it is left out. Where a row stores more tokens than
+            mask: boolean (batch, tokens), True = store; default: store all. If a row stores more tokens than
                 ``capacity``, its last ones remain, and the ids count all of them.
 
         Raises:
-            TypeError: no tensors of the memory's dtype, or a mask that is not boolean.
+            TypeError: an argument is not a tensor of the memory's dtype, or the mask is not boolean.
             ValueError: a shape or a device does not fit.
         """
         sizes = {"batch": self.batch_size, "heads": self.num_heads}
@@ -124,24 +143,29 @@ class KVMemory:
         self._keys[row, :, slot] = key[row, :, token]
         self._values[row, :, slot] = value[row, :, token]
         self._next = [end + count for end, count in zip(self._next, counts.tolist())]
+        self._writes += 1
 
+    @_uncompiled
     def search(self, query: Tensor, top_k: int, *, block_size: int | None = None) -> MemoryHits:
-        """Find the memories whose keys have the greatest dot products with each query; every key is looked at.
+        """Find the memories whose keys have the greatest dot products with each query; every key is compared.
+
+        A memory whose score is NaN or −inf is never found. Among keys whose scores agree up to rounding, ``block_size``
+        and the memory's place may decide which ones are found; where the products are exact, as with whole numbers,
+        the newer are.
 
         Args:
             query: (batch, heads, tokens, head_dim).
             top_k: how many to find for each token and head.
-            block_size: how many keys are scored at a time; chosen for speed where it is left out. It changes memory and
-                speed, not what is found.
+            block_size: how many keys are scored at a time; default: chosen for speed.
 
         Returns:
-            ``MemoryHits``, best first, of equal scores the newer first; where a row holds fewer than ``top_k``, the
-            rest is masked. The found keys are scored again with ``query``, which so gets its gradient; the stored keys
-            and values have none.
+            ``MemoryHits``, best first, of equal scores the newer first; if fewer than ``top_k`` are found, the rest is
+            masked. The scores pass their gradient on to ``query``; the stored keys and values have none.
 
         Raises:
-            TypeError: ``query`` is no tensor of the memory's dtype, ``top_k`` or ``block_size`` no int.
-            ValueError: a shape or a device does not fit, ``top_k`` or ``block_size`` is below 1.
+            TypeError: ``query`` is not a tensor of the memory's dtype, or ``top_k`` or ``block_size`` is not an int.
+            ValueError: a shape or a device does not fit, or ``top_k`` or ``block_size`` is below 1.
+            RuntimeError: a checkpoint is recomputed, and the memory was written after it was last read.
         """
         self._check_query(query, top_k)
         if block_size is not None:
@@ -158,71 +182,87 @@ class KVMemory:
         return self._fetch(query, ids)
 
     def clear(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
-        """Forget all memories of some rows, or of all; the ids go on counting.
+        """Forget all memories of some rows, or of all rows. Ids are not reused.
 
         Args:
-            rows: a row, several, or a boolean tensor (batch,), True = forget; all where it is left out.
+            rows: one row, several, or a boolean tensor (batch,), True = forget; default: all.
 
         Raises:
             TypeError: ``rows`` holds something else.
-            ValueError: a row lies outside 0 … batch − 1, or a boolean tensor has another shape.
+            ValueError: a row is outside 0 … batch − 1, or a boolean tensor has another shape.
         """
         for row in self._check_rows(rows):
             self._cleared[row] = self._next[row]
             self._keys[row] = 0
             self._values[row] = 0
+        self._writes += 1
 
     def to(self, device: torch.device | str) -> "KVMemory":
         """Move keys and values to a device, and return this memory."""
-        with torch.inference_mode(False):  # as when it was made
+        with torch.inference_mode(False):  # as in __init__
             self._keys, self._values = self._keys.to(device=device), self._values.to(device=device)
         return self
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Write the memory to one file, in safetensors' format, with a checksum over all of it.
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copy the contents: keys and values of all slots ever used, and each row's counters."""
+        used = min(max(self._next), self.capacity)
+        counters = {name: torch.tensor(getattr(self, f"_{name}"), device="cpu") for name in ("next", "cleared")}
+        return {"keys": self._keys[:, :, :used].clone(), "values": self._values[:, :, :used].clone(), **counters}
 
-        The file is written beside ``path`` under a name that ends in ``.partial``, and then renamed: a crash leaves the
-        old file as it was, and at worst the partial one beside it.
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Replace the contents by those of a memory of the same sizes and dtype, on any device.
+
+        Raises:
+            ValueError: ``state`` does not fit this memory, which then stays as it was.
+        """
+        if set(state) != {"keys", "values", "next", "cleared"}:
+            raise ValueError(f"state must hold keys, values, next and cleared; got {sorted(state)}")
+        ends, starts = state["next"], state["cleared"]
+        counts = all(t.dtype == torch.int64 and t.shape == (self.batch_size,) for t in (ends, starts))
+        if not counts or not ((starts >= 0) & (starts <= ends)).all():
+            raise ValueError(f"state holds counters that do not fit: {starts.tolist()} and {ends.tolist()}")
+        used = min(int(ends.max()), self.capacity)
+        rings = {"keys": self._keys, "values": self._values}
+        for name, ring in rings.items():
+            if state[name].shape != ring[:, :, :used].shape or state[name].dtype != ring.dtype:
+                got = f"{tuple(state[name].shape)}, {state[name].dtype}"
+                raise ValueError(f"{name} must be {tuple(ring[:, :, :used].shape)}, {ring.dtype}; got {got}")
+        for name, ring in rings.items():
+            ring[:, :, :used] = state[name]
+            ring[:, :, used:] = 0
+        self._next, self._cleared = ends.tolist(), starts.tolist()
+        self._writes += 1
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the memory to a single safetensors file, with a checksum.
+
+        The file is written beside ``path`` under a name that ends in ``.partial``, and then renamed. A crash leaves the
+        old file as it was, with at worst a partial one beside it.
 
         Raises:
             OSError: the file cannot be written.
         """
-        used = min(max(self._next), self.capacity)  # slots that were ever written
-        tensors = {"keys": self._keys[:, :, :used], "values": self._values[:, :, :used]}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        for name, counters in (("next", self._next), ("cleared", self._cleared)):
-            tensors[name] = torch.tensor(counters, device="cpu")
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_file(path, tensors, {name: getattr(self, name) for name in SIZES})
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, device: torch.device | str | None = None) -> "KVMemory":
-        """Read the memory that ``save`` wrote, bit by bit the same; ids go on where they stood.
+        """Read the memory that ``save`` wrote, bit for bit; its ids continue where they stopped.
 
         Args:
             path: the file.
-            device: where the memory shall live; torch's default where it is left out.
+            device: where to keep the memory; default: torch's default.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it is truncated, altered, foreign, or of another format version. Nothing in it is executed.
         """
         tensors, sizes = read_file(path)
-        if set(tensors) != {"keys", "values", "next", "cleared"} or set(sizes) != set(SIZES):
-            raise ValueError(f"{path} does not hold what a KVMemory saves: {sorted(tensors)} and {sorted(sizes)}")
         try:
             memory = cls(**sizes, dtype=tensors["keys"].dtype, device=device)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds sizes that cannot be: {error}") from None
-        ends, starts = tensors["next"], tensors["cleared"]
-        counts = all(t.dtype == torch.int64 and t.shape == (memory.batch_size,) for t in (ends, starts))
-        if not counts or not ((starts >= 0) & (starts <= ends)).all():
-            raise ValueError(f"{path} holds counters that do not fit: {starts.tolist()} and {ends.tolist()}")
-        memory._next, memory._cleared = ends.tolist(), starts.tolist()
-        used = min(max(memory._next), memory.capacity)
-        for name, ring in (("keys", memory._keys), ("values", memory._values)):
-            if tensors[name].shape != ring[:, :, :used].shape or tensors[name].dtype != ring.dtype:
-                raise ValueError(f"{path} holds {name} that do not fit its sizes: {tuple(tensors[name].shape)}")
-            ring[:, :, :used] = tensors[name]
+            memory.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a memory: {error}") from None
         return memory
 
     def _held(self) -> list[range]:
@@ -231,12 +271,41 @@ class KVMemory:
         return [range(first, end) for first, end in zip(firsts, self._next)]
 
     def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
-        return fetch(query, self._keys, self._values, ids)
+        """The memories with these ids, −1 = none, best first; their scores carry the gradient of the query."""
+        self._check_unchanged()
+        keys = self._copy(self._keys, ids)  # (batch, heads, tokens, top_k, head_dim)
+        scores = score_keys(query, keys, ids >= 0)
+        nan = scores.isnan()
+        scores, found = scores.masked_fill(nan, -torch.inf), ids.masked_fill(nan, -1)
+        order = best_first(scores.detach(), found)
+        found = found.gather(-1, order)
+        if not torch.equal(found, ids):  # the search rounded differently
+            ids, scores = found, scores.gather(-1, order)
+            keys = keys.take_along_dim(order.unsqueeze(-1), dim=3).masked_fill_((ids < 0).unsqueeze(-1), 0)
+        return MemoryHits(keys, self._copy(self._values, ids), scores, ids, ids >= 0)
+
+    @torch.no_grad()
+    def _copy(self, ring: Tensor, ids: Tensor) -> Tensor:
+        """A copy, which later writes leave as it is; 0 for id −1."""
+        pairs = torch.arange(self.batch_size * self.num_heads, device=ring.device).view(*ring.shape[:2], 1, 1)
+        slots = (pairs * self.capacity + ids % self.capacity).flatten()
+        copy = ring.flatten(0, 2).index_select(0, slots).view(*ids.shape, ring.shape[-1])
+        return copy.masked_fill_((ids < 0).unsqueeze(-1), 0)
 
     def _keys_of(self, row: int, head: int) -> Tensor:
         """The keys that a row holds, oldest first: (length, head_dim)."""
         held = self._held()[row]
         return self._keys[row, head, torch.arange(held.start, held.stop, device=self.device) % self.capacity]
+
+    def _check_unchanged(self) -> None:
+        """A search in the middle of a backward pass repeats an earlier one, and must find what that one found."""
+        if torch._C._current_graph_task_id() == -1:
+            self._writes_seen = self._writes
+        elif self._writes != self._writes_seen:
+            raise RuntimeError(
+                "a checkpoint is recomputed, but the memory has been written since it was read; call remember after "
+                "backward, or read before: checkpoint(layer, x, layer.read(x, memory))"
+            )
 
     def _check_query(self, query: Tensor, top_k: int) -> None:
         sizes = {"batch": self.batch_size, "heads": self.num_heads, "head_dim": self.head_dim}
@@ -268,5 +337,5 @@ class KVMemory:
         for row in rows:
             check_count("rows", row, at_least=0)
             if row >= self.batch_size:
-                raise ValueError(f"rows must lie between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
+                raise ValueError(f"rows must be between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
         return rows

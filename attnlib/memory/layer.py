@@ -1,4 +1,4 @@
-"""Causal attention that also reads, and then writes, a memory of what came before."""
+"""Causal attention that also looks up a memory of what came before."""
 
 import math
 
@@ -6,40 +6,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlib._validate import check_count, check_input, check_probability
-from attnlib.attend import Attended, attend, attention, attention_weights, merge
-from attnlib.memory.hits import MemoryHits, attend_hits
+from attnlib._validate import check_count, check_input, check_key_mask, check_probability
+from attnlib.attend import Attended, _softmax, attend, attention, attention_weights, merge
+from attnlib.memory.hits import MemoryHits, average_values, check_hits, score_keys
 from attnlib.memory.kv_memory import KVMemory
 from attnlib.multi_head import join_heads, split_heads
 
 
 class MemoryAttention(nn.Module):
-    """Causal multi-head attention whose tokens also see the best memories of what came before x.
+    """Causal multi-head attention in which each token also sees the best memories of what came before x.
 
-    Formula: with unit queries and keys, ``scores = q · k / temperature``. Local scores run over the tokens of x up to
-    each one, memory scores over its top_k memories. ``fusion="joint"`` takes one softmax over both;
-    ``fusion="gate"`` takes two, and mixes: ``g · memory + (1 − g) · local`` with ``g = sigmoid(gate)`` for each head.
-    The heads are joined and go through ``out_proj``.
+    Formula: queries and keys are scaled to length 1, and ``scores = q · k / temperature``. Local scores cover the
+    tokens of x up to each one, memory scores its top_k memories. ``fusion="joint"`` takes one softmax over both;
+    ``fusion="gate"`` takes two and mixes them: ``g · memory + (1 − g) · local`` with ``g = sigmoid(gate)`` for each
+    head. The heads are joined and go through ``out_proj``.
+
+    Reading and storing are two calls: ``forward`` only reads, ``remember`` only stores. Call ``remember`` after
+    ``forward``; otherwise tokens find themselves in the memory.
 
     Args:
         d_in: size of a token's vector.
         d_out: size of a context vector.
-        context_length: the most tokens that x may have.
+        context_length: the largest number of tokens in x.
         dropout: share of the weights dropped while training, 0 … 1.
-        num_heads: how many heads.
+        num_heads: number of heads.
         top_k: how many memories each token and head may see.
         fusion: "joint" or "gate".
         qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
-        head_dim: size of each head's queries, keys and values: ``d_out / num_heads`` where it is left out, so that the
-            heads are cut from d_out; ``d_out`` gives every head the complete size.
+        head_dim: size of each head's queries, keys and values; default: ``d_out / num_heads``, which splits d_out
+            between the heads. ``head_dim=d_out`` gives every head the full size.
 
     Attributes:
         W_query, W_key, W_value: ``nn.Linear(d_in, num_heads · head_dim)``; out_proj:
             ``nn.Linear(num_heads · head_dim, d_out)``; created in this order.
-        log_temperature: (num_heads,), learned, log 0.1 at first. gate: (num_heads,), 0 at first; None for "joint".
+        log_temperature: (num_heads,), learned, starts at log 0.1. gate: (num_heads,), starts at 0; None for "joint".
 
     Raises:
-        TypeError, ValueError: a size or an option that cannot be, or d_out not divisible by ``num_heads``.
+        TypeError, ValueError: an invalid size or option, or d_out is not divisible by ``num_heads``.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3; unit queries and keys: Henry et al. 2020 (Query-Key
     Normalization for Transformers), section 2.
@@ -48,6 +51,7 @@ class MemoryAttention(nn.Module):
     >>> memory = layer.new_memory(capacity=100, batch_size=5)
     >>> for segment in torch.rand(5, 18, 3).split(6, dim=1):
     ...     context = layer(segment, memory)
+    ...     layer.remember(segment, memory)
     >>> context.shape, len(memory)
     (torch.Size([5, 6, 4]), 18)
     """
@@ -77,7 +81,7 @@ class MemoryAttention(nn.Module):
                 raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")
             head_dim = d_out // num_heads
         check_count("head_dim", head_dim)
-        self.context_length, self.num_heads, self.head_dim = context_length, num_heads, head_dim
+        self.d_in, self.context_length, self.num_heads, self.head_dim = d_in, context_length, num_heads, head_dim
         self.top_k, self.fusion = top_k, fusion
         self.W_query = nn.Linear(d_in, num_heads * head_dim, bias=qkv_bias)
         self.W_key = nn.Linear(d_in, num_heads * head_dim, bias=qkv_bias)
@@ -89,82 +93,125 @@ class MemoryAttention(nn.Module):
 
     def new_memory(self, capacity: int, *, batch_size: int = 1) -> KVMemory:
         """Make an empty memory that fits this layer: its heads, its dtype, its device."""
-        weight = self.W_key.weight
+        like = self.log_temperature
         return KVMemory(
-            capacity,
-            self.num_heads,
-            self.head_dim,
-            batch_size=batch_size,
-            dtype=weight.dtype,
-            device=weight.device,
+            capacity, self.num_heads, self.head_dim, batch_size=batch_size, dtype=like.dtype, device=like.device
         )
 
-    def forward(self, x: Tensor, memory: KVMemory | None = None) -> Tensor:
-        """Give the context vectors of x, and then add the keys and values of x to the memory.
+    def forward(
+        self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """Compute the context vectors of x. Nothing is stored; that is what ``remember`` is for.
+
+        ``torch.utils.checkpoint`` runs forward a second time, during the backward pass, and by then the memory may have
+        grown. If you call ``remember`` before ``backward``, read first and pass on what was found:
+        ``checkpoint(layer, x, layer.read(x, memory))``. The same call works under ``torch.export`` and
+        ``torch.func.vmap``, which cannot search a memory.
 
         Args:
-            x: (batch, tokens, d_in), or (tokens, d_in) as one row.
-            memory: of the same batch, from ``new_memory``. Without it, and for each row that holds nothing yet, this is
-                causal attention.
+            x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
+            memory: a memory with the same batch size, from ``new_memory``, or the hits that ``read`` found in one.
+                Without it, and for each row that holds nothing yet, this is causal attention.
+            key_mask: boolean (batch, tokens), or (tokens,) like x, True = a real token; default: all are real. Padding
+                counts as zeros, whatever it holds, and no token sees it.
 
         Returns:
             (batch, tokens, d_out), or (tokens, d_out).
 
         Raises:
-            TypeError: x is no tensor of the layer's dtype, or ``memory`` no ``KVMemory``.
-            ValueError: a shape, a size or a device does not fit. The memory is then as it was.
+            TypeError: x or ``memory`` is of the wrong kind, or a dtype does not fit.
+            ValueError: a shape, a size or a device does not fit.
+            RuntimeError: a checkpoint is recomputed, and the memory was written after it was last read.
         """
-        query, key, value = self._heads(x)
-        dropout_p = self.dropout.p if self.training else 0.0
+        rows, visible = self._rows(x, key_mask)
+        query, (key, value) = self._query(rows), self._key_value(rows)
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
         if memory is None:
-            heads = attention(query, key, value, is_causal=True, scale=1.0, dropout_p=dropout_p)
+            heads = attention(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
         else:
-            local = attend(query, key, value, is_causal=True, scale=1.0, dropout_p=dropout_p)
-            hits = self._search(query, memory)
-            remote = attend_hits(query, hits, scale=1.0, dropout_p=dropout_p)
-            heads = self._fuse(local, remote)
-            memory.add(key.to(memory.dtype), value.to(memory.dtype))  # written after it was read
+            local = attend(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
+            hits = self._find(query, memory)
+            heads = self._fuse(local, average_values(hits.scores, hits.values.to(value.dtype), dropout_p))
         context = self.out_proj(join_heads(heads))  # (batch, tokens, d_out)
         return context if x.ndim == 3 else context.squeeze(0)
 
-    def read(self, x: Tensor, memory: KVMemory) -> MemoryHits:
-        """Find the memories that ``forward(x, memory)`` would see, and leave the memory as it is."""
-        return self._search(self._heads(x)[0], memory)
+    @torch.no_grad()
+    def remember(self, x: Tensor, memory: KVMemory, key_mask: Tensor | None = None) -> None:
+        """Store the keys and values of x in the memory, without their gradient.
 
-    def attention_weights(self, x: Tensor, memory: KVMemory | None = None) -> Tensor:
-        """Weights before dropout, (…, num_heads, tokens, found + tokens): memories first, as ``read`` orders them, then
-        the tokens of x. Rows sum to one. ``found`` is top_k, or the memory's capacity where that is less; 0 without
-        memory."""
-        query, key, value = self._heads(x)
-        weights = attention_weights(query, key, is_causal=True, scale=1.0)  # (batch, num_heads, tokens, tokens)
+        Args:
+            x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
+            memory: a memory with the same batch size, from ``new_memory``.
+            key_mask: boolean (batch, tokens), or (tokens,) like x, True = store; default: store all. Each row gets as
+                many memories as it has real tokens.
+
+        Raises:
+            TypeError, ValueError: as ``forward``. The memory is then unchanged.
+        """
+        rows, _ = self._rows(x, key_mask)
+        self._check_memory(memory)
+        key, value = self._key_value(rows)
+        mask = key_mask if key_mask is None or x.ndim == 3 else key_mask.unsqueeze(0)
+        memory.add(key.to(memory.dtype), value.to(memory.dtype), mask)
+
+    @torch.no_grad()
+    def read(self, x: Tensor, memory: KVMemory, key_mask: Tensor | None = None) -> MemoryHits:
+        """Find the memories that ``forward(x, memory, key_mask)`` sees. They have no gradient."""
+        rows, _ = self._rows(x, key_mask)
+        return self._find(self._query(rows), memory)
+
+    def attention_weights(
+        self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """Weights before dropout, (…, num_heads, tokens, found + tokens): memories first, in the order of ``read``, then
+        the tokens of x. Rows sum to one, or to zero if a token sees nothing. ``found`` is top_k, or the memory's
+        capacity if that is smaller; 0 without memory. Arguments as in ``forward``."""
+        rows, visible = self._rows(x, key_mask)
+        query, (key, value) = self._query(rows), self._key_value(rows)
+        weights = attention_weights(query, key, visible, is_causal=True, scale=1.0)  # (batch, heads, tokens, tokens)
         if memory is not None:
-            hits = self._search(query, memory)
-            found = attention_weights(query.unsqueeze(-2), hits.keys, hits.mask.unsqueeze(-2), scale=1.0).squeeze(-2)
-            local = attend(query, key, value, is_causal=True, scale=1.0)
-            share = self._memory_share(local, attend_hits(query, hits, scale=1.0)).unsqueeze(-1).to(weights.dtype)
-            weights = torch.cat((share * found, (1 - share) * weights), dim=-1)
+            hits = self._find(query, memory)
+            local = attend(query, key, value, visible, is_causal=True, scale=1.0)
+            remote = average_values(hits.scores, hits.values.to(value.dtype))
+            share = self._memory_share(local, remote).unsqueeze(-1).to(weights.dtype)
+            found, _ = _softmax(hits.scores)  # (batch, num_heads, tokens, found)
+            weights = torch.cat((share * found.to(weights.dtype), (1 - share) * weights), dim=-1)
         return weights if x.ndim == 3 else weights.squeeze(0)
 
-    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit queries over the temperature, unit keys, and values, each (batch, num_heads, tokens, head_dim)."""
-        check_input(x, self.W_query.in_features, self.context_length)
-        rows = x if x.ndim == 3 else x.unsqueeze(0)
-        query, key, value = (
-            split_heads(linear(rows), self.num_heads) for linear in (self.W_query, self.W_key, self.W_value)
-        )
-        dtype = torch.promote_types(value.dtype, torch.float32)  # in float16 normalising a zero vector divides by 0
-        query, key = (F.normalize(t.to(dtype), dim=-1) for t in (query, key))
-        query = query / self.log_temperature.exp()[:, None, None]
-        return query.to(value.dtype), key.to(value.dtype), value
+    def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x as (batch, tokens, d_in), with zeros in place of padding, and which keys are visible, (batch, 1, 1, tokens)."""
+        check_input(x, self.d_in, self.context_length)
+        if key_mask is None:
+            return (x if x.ndim == 3 else x.unsqueeze(0)), None
+        check_key_mask(key_mask, x)
+        x = x.masked_fill(~key_mask.unsqueeze(-1), 0.0)
+        return (x, key_mask[:, None, None]) if x.ndim == 3 else (x.unsqueeze(0), key_mask[None, None, None])
 
-    def _search(self, query: Tensor, memory: KVMemory) -> MemoryHits:
+    def _query(self, rows: Tensor) -> Tensor:
+        """Unit queries divided by the temperature, (batch, num_heads, tokens, head_dim)."""
+        query = self.W_query(rows)
+        return (_unit(split_heads(query, self.num_heads)) / self.log_temperature.exp()[:, None, None]).to(query.dtype)
+
+    def _key_value(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit keys, and values, each (batch, num_heads, tokens, head_dim)."""
+        key, value = (split_heads(linear(rows), self.num_heads) for linear in (self.W_key, self.W_value))
+        return _unit(key).to(key.dtype), value
+
+    def _check_memory(self, memory: object) -> None:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
         for name, size in {"num_heads": self.num_heads, "head_dim": self.head_dim, "value_dim": self.head_dim}.items():
-            if getattr(memory, name) != size:  # the batch is looked at by search
+            if getattr(memory, name) != size:  # the memory itself checks the batch
                 raise ValueError(f"memory must have {name}={size}, like the layer; got {getattr(memory, name)}")
-        hits = memory.search(query.detach().to(memory.dtype), min(self.top_k, memory.capacity))
-        return hits._replace(keys=hits.keys.to(query.dtype), values=hits.values.to(query.dtype))
+
+    def _find(self, query: Tensor, memory: KVMemory | MemoryHits) -> MemoryHits:
+        """The hits of each query; their scores carry its gradient."""
+        if isinstance(memory, MemoryHits):
+            query = query.to(memory.keys.dtype)
+            check_hits(query, memory)
+            return memory._replace(scores=score_keys(query, memory.keys, memory.mask))
+        self._check_memory(memory)
+        return memory.search(query.to(memory.dtype), min(self.top_k, memory.capacity))
 
     def _fuse(self, local: Attended, remote: Attended) -> Tensor:
         if self.gate is None:
@@ -173,7 +220,13 @@ class MemoryAttention(nn.Module):
         return share * remote.output + (1 - share) * local.output
 
     def _memory_share(self, local: Attended, remote: Attended) -> Tensor:
-        """How much of each token's weight lies on the memory, (batch, num_heads, tokens); 0 where it found nothing."""
+        """The share of each token's weight that falls on the memory, (batch, num_heads, tokens); 0 if nothing was found."""
         if self.gate is None:
-            return (remote.logsumexp - merge([local, remote]).logsumexp).exp()
+            together = merge([local, remote]).logsumexp
+            return (remote.logsumexp - together.masked_fill(together == -torch.inf, 0.0)).exp()
         return torch.where(remote.logsumexp == -torch.inf, 0.0, self.gate.sigmoid()[:, None])
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Vectors of length 1, in float32 at least: in float16, normalising a zero vector divides by 0."""
+    return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

@@ -1,8 +1,9 @@
 """Exact search: the best keys of each query, in blocks, so that the scores of all keys are never held at once.
 
-A tournament. Sixteen keys form a group, and each group sends its best score. The top_k keys lie in the top_k groups,
-because a group outside them is beaten by top_k others; and the best groups are found in the same way, among groups of
-groups. Of many keys only the groups' best scores are kept, and in the end those in the winning groups are scored again.
+The search is a tournament. Sixteen keys form a group, and each group sends its best score. The top_k keys are in the
+top_k groups, because top_k others beat any group outside them; and the best groups are found in the same way, among
+groups of groups. With many keys, only the best score of each group is kept, and at the end the keys of the winning
+groups are scored again.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,13 @@ from torch import Tensor
 
 QUERIES = 512  # searched together
 BLOCK_SCORES = 2**19  # of one block of keys: 2 MiB in float32, which stay in the cache until their groups are formed
-ALL_SCORES = 2**20  # where those of all keys are held, for fewer queries at a time: 4 MiB in float32, or 16 for 64
+ALL_SCORES = 2**20  # if those of all keys are held, for fewer queries at a time: 4 MiB in float32, or 16 for 64
 WINDOW = 8192  # groups between two rounds: 16 MiB for 512 queries in float32
 CANDIDATES = 2**19  # numbers in the keys of the winning groups that are scored at a time: 2 MiB in float32
 GROUP = 16  # keys
-PAD = 32  # so that the rows of a window do not fall into the same lines of the cache
+PAD = 32  # keeps the rows of a window in different cache lines
 FAN = 16  # entries in a group of groups
-FEW = 2**16  # keys, up to which the scores of all keys are held
+FEW = 2**16  # up to this many keys, the scores of all keys are held
 
 
 @torch.no_grad()
@@ -27,13 +28,14 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int, block_size: i
 
     Args:
         query: (batch, heads, tokens, head_dim).
-        ring: keys (batch, heads, capacity, head_dim), contiguous; the key of an id lies in slot ``id mod capacity``.
-        held: the ids to look at, the same for every row.
+        ring: keys (batch, heads, capacity, head_dim), contiguous; the key of an id is in slot ``id mod capacity``.
+        held: the ids to search, the same for every row.
         top_k: how many to find; at most as many as are held.
-        block_size: how many keys are scored at a time; chosen for speed where it is left out.
+        block_size: how many keys are scored at a time; default: chosen for speed.
 
     Returns:
-        int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first.
+        int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first. A score of NaN or −inf
+        finds nothing, and the remaining ids are −1.
     """
     queries, keys = query.flatten(0, 1), ring.flatten(0, 1)  # (pairs, tokens, head_dim), (pairs, capacity, head_dim)
     queries = queries.to(torch.promote_types(query.dtype, torch.float32))
@@ -55,9 +57,10 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int, block_size: i
 
 
 def top_newest(scores: Tensor, top_k: int) -> Tensor:
-    """Positions of the top_k greatest entries of the last axis, in rising order; of equal entries the last ones win.
+    """Positions of the top_k greatest entries of the last axis, in ascending order; of equal entries the last ones win.
 
-    ``torch.topk`` takes any of the entries that tie for the last place, and which ones differs between machines.
+    ``torch.topk`` may take any of the entries that tie for the last place, and the choice differs between machines. No
+    entry may be NaN.
     """
     if scores.shape[-1] <= top_k:
         return torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
@@ -69,26 +72,25 @@ def top_newest(scores: Tensor, top_k: int) -> Tensor:
 
 def _play(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The tournament over the last axis: positions of the top_k greatest, and for each row whether the last of them
-    tied with one that is out."""
+    tied with one that lost."""
     many, device = scores.shape[-1], scores.device
     if many <= 2 * FAN * max(top_k, FAN):
         best, position = scores.topk(top_k + 1)
         return position[..., :top_k].contiguous(), best[..., -1] == best[..., -2]
-    groups = many // FAN  # group g has the entries g, g + groups, g + 2 · groups, …, which lie well for amax
+    groups = many // FAN  # group g has the entries g, g + groups, g + 2 · groups, …, a layout that is fast for amax
     maxima = scores[..., : groups * FAN].unflatten(-1, (FAN, groups)).amax(-2)
     winners, tied = _play(maxima, top_k)
     candidates = (winners.unsqueeze(-1) + torch.arange(0, groups * FAN, groups, device=device)).flatten(-2)
     rest = torch.arange(groups * FAN, many, device=device).expand(*candidates.shape[:-1], -1)
     candidates = torch.cat((candidates, rest), dim=-1)
     best, place = scores.gather(-1, candidates).topk(top_k + 1)
-    tied = (tied | (best[..., -1] == best[..., -2])) & ~best[..., -2].isnan()  # NaN equals nothing
-    return candidates.gather(-1, place[..., :top_k]), tied
+    return candidates.gather(-1, place[..., :top_k]), tied | (best[..., -1] == best[..., -2])
 
 
 def _last_of_equals(scores: Tensor, top_k: int) -> Tensor:
     """``top_newest`` for rows (rows, many) in which entries tie for the last place."""
     floor = scores.topk(top_k).values[:, -1:]
-    above = ~(scores <= floor)  # NaN counts as above, as it does for topk
+    above = scores > floor
     equal = scores == floor
     places = top_k - above.sum(-1, keepdim=True)
     last_ones = equal.flip(-1).cumsum(-1, dtype=torch.int32).flip(-1) <= places
@@ -96,21 +98,31 @@ def _last_of_equals(scores: Tensor, top_k: int) -> Tensor:
 
 
 def best_first(scores: Tensor, ids: Tensor) -> Tensor:
-    """Positions that sort the last axis by falling score, and where scores are equal by falling id."""
+    """Positions that sort the last axis by descending score, and equal scores by descending id."""
     by_id = ids.argsort(-1, descending=True)
     return by_id.gather(-1, scores.gather(-1, by_id).argsort(dim=-1, descending=True, stable=True))
 
 
 def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
-    """``best_ids`` where the scores of all keys are held at once: (pairs, tokens, top_k)."""
+    """``best_ids`` with the scores of all keys held at once: (pairs, tokens, top_k)."""
     blocks = [
         block for slots in _slots(held, keys.shape[1]) for block in keys[:, slots].split(block_size or len(held), 1)
     ]
     scores = [query @ some.to(query.dtype).mT for some in blocks]  # each (pairs, tokens, some)
-    all_scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)  # (pairs, tokens, held)
+    all_scores = _without_nan(scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1))  # (pairs, tokens, held)
     position = top_newest(all_scores, top_k)
-    ids = position + held.start
-    return ids.gather(-1, best_first(all_scores.gather(-1, position), ids))
+    return _sorted(all_scores.gather(-1, position), position + held.start)
+
+
+def _sorted(scores: Tensor, ids: Tensor) -> Tensor:
+    """The ids, best first, with −1 in place of those whose score is −inf."""
+    order = best_first(scores, ids)
+    return ids.gather(-1, order).masked_fill_(scores.gather(-1, order) == -torch.inf, -1)
+
+
+def _without_nan(scores: Tensor) -> Tensor:
+    """−inf in place of NaN, which would win every comparison; in place."""
+    return scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
@@ -122,7 +134,7 @@ def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size
     find_maxima = _group_maxima(query, group, max(1, block // group))
     scores = query.new_empty(pairs, tokens, 0)  # of the best groups so far
     firsts = torch.empty(pairs, tokens, 0, dtype=torch.int64, device=query.device)  # the first id of each
-    singles = []  # ids that are too few for a group: at the start of the older slots, at the end of the newer
+    singles = []  # ids too few to form a group: at the start of the older slots, at the end of the newer
     next_id = held.start
     for index, slots in enumerate(_slots(held, keys.shape[1])):
         size = slots.stop - slots.start
@@ -143,7 +155,7 @@ def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size
             scores, firsts = scores.gather(-1, stay), firsts.gather(-1, stay)
             next_id += some.shape[1]
     within = torch.arange(group, device=query.device)
-    grouped = (firsts.unsqueeze(-1) + within).flatten(-2)  # (pairs, tokens, groups * group), rising
+    grouped = (firsts.unsqueeze(-1) + within).flatten(-2)  # (pairs, tokens, groups * group), ascending
     before, after = (
         torch.tensor(list(ids), dtype=torch.int64, device=query.device).expand(pairs, tokens, -1)
         for ids in (*singles, range(0))[:2]
@@ -153,7 +165,7 @@ def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size
 
 def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[Tensor], Tensor]:
     """Make a function from keys (pairs, groups · group, head_dim) to the best score of each group, (pairs, tokens,
-    groups); the result is overwritten by the next call, so that no time goes into fresh pages of memory."""
+    groups). Each call overwrites the result of the one before, which saves allocating fresh memory."""
     pairs, tokens, _ = query.shape
     columns = query.mT.contiguous()  # (pairs, head_dim, tokens)
     block = query.new_empty(pairs * groups_at_once * group * tokens)
@@ -166,7 +178,7 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
             some = keys[:, start * group : stop * group].to(query.dtype)
             scores = block[: pairs * some.shape[1] * tokens].view(pairs, -1, tokens)
             torch.bmm(some, columns, out=scores)  # (pairs, keys, tokens)
-            maxima = scores.unflatten(1, (stop - start, group)).amax(2)  # (pairs, groups, tokens)
+            maxima = _without_nan(scores).unflatten(1, (stop - start, group)).amax(2)  # (pairs, groups, tokens)
             window[..., start:stop] = maxima.mT.contiguous()
         return window[..., :groups]
 
@@ -174,7 +186,7 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
 
 
 def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Score the keys with these ids, (pairs, tokens, candidates) in rising order, and give the best, best first."""
+    """Score the keys with these ids, (pairs, tokens, candidates) in ascending order, and return the best, best first."""
     pairs, tokens, head_dim = query.shape
     capacity, candidates = keys.shape[1], ids.shape[-1]
     first_slots = capacity * torch.arange(pairs, device=query.device)
@@ -186,13 +198,13 @@ def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Te
         some = slots[start : start + step]
         found = flat_keys.index_select(0, some.flatten()).view(len(some), candidates, head_dim).to(query.dtype)
         torch.bmm(flat_query[start : start + step], found.mT, out=scores[start : start + step])
-    position = top_newest(scores.squeeze(1), top_k)  # (pairs * tokens, top_k)
-    best, ids = scores.squeeze(1).gather(-1, position), ids.gather(-1, position)
-    return ids.gather(-1, best_first(best, ids)).view(pairs, tokens, top_k)
+    scores = _without_nan(scores).squeeze(1)
+    position = top_newest(scores, top_k)  # (pairs * tokens, top_k)
+    return _sorted(scores.gather(-1, position), ids.gather(-1, position)).view(pairs, tokens, top_k)
 
 
 def _slots(held: range, capacity: int) -> list[slice]:
-    """Where these ids lie in the ring, oldest first: one stretch, or two where they run over its end."""
+    """The slots of these ids in the ring, oldest first: one slice, or two if they wrap around its end."""
     start = held.start % capacity
     stop = start + len(held)
     if stop <= capacity:
