@@ -260,7 +260,9 @@ def test_half_precision(fusion, dtype):
     for piece in tokens_of(14, dtype=dtype).split(7, dim=1):
         context = read_and_store(layer, piece, memory)
         assert context.dtype == memory.dtype == dtype
-        torch.testing.assert_close(context.double(), read_and_store(reference, piece.double(), exact), atol=3e-2, rtol=3e-2)
+        torch.testing.assert_close(
+            context.double(), read_and_store(reference, piece.double(), exact), atol=3e-2, rtol=3e-2
+        )
 
 
 @FUSIONS

@@ -109,7 +109,9 @@ def test_top_newest_by_hand():
 
 
 def test_top_newest_with_infinities():
-    scores = torch.tensor([[-torch.inf] * 4, [torch.inf, 0.0, torch.inf, torch.inf], [0.0, -torch.inf, -torch.inf, -3.0]])
+    scores = torch.tensor(
+        [[-torch.inf] * 4, [torch.inf, 0.0, torch.inf, torch.inf], [0.0, -torch.inf, -torch.inf, -3.0]]
+    )
     assert top_newest(scores, 2).tolist() == [[2, 3], [2, 3], [0, 3]]
 
 

@@ -233,7 +233,11 @@ def test_another_format_version_is_refused_with_both_numbers(tmp_path, monkeypat
         ({"more": torch.ones(2)}, {}, "state must hold keys, values, next and cleared; got .*more"),
         ({}, {"more": 3}, "does not hold a memory: .*more"),
         ({"keys": torch.ones(1, 1, 1, 1)}, {}, r"keys must be \(1, 2, 3, 4\), torch.float32; got \(1, 1, 1, 1\)"),
-        ({"values": torch.ones(1, 2, 3, 4, dtype=torch.float16)}, {}, "values must be .*torch.float32; got .*torch.float16"),
+        (
+            {"values": torch.ones(1, 2, 3, 4, dtype=torch.float16)},
+            {},
+            "values must be .*torch.float32; got .*torch.float16",
+        ),
         ({"cleared": torch.tensor([9])}, {}, "holds counters that do not fit"),
         ({"next": torch.tensor([2, 2])}, {}, "holds counters that do not fit"),
         ({"cleared": torch.tensor([-1])}, {}, "holds counters that do not fit"),

@@ -15,7 +15,8 @@ from attnlib.memory.search import best_first, best_ids
 from attnlib.memory.storage import read_file, write_file
 
 SIZES = ("capacity", "num_heads", "head_dim", "value_dim", "batch_size")
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:

@@ -6,8 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlib._validate import check_count, check_input, check_key_mask, check_probability
-from attnlib.attend import Attended, _softmax, attend, attention, attention_weights, merge
+from attnlib._validate import check_count, check_input, check_probability
+from attnlib.attend import (
+    Attended,
+    _attend,
+    _attention,
+    _attention_weights,
+    _softmax,
+    active_dropout,
+    hide_padding,
+    merge,
+)
 from attnlib.memory.hits import MemoryHits, average_values, check_hits, score_keys
 from attnlib.memory.kv_memory import KVMemory
 from attnlib.multi_head import join_heads, split_heads
@@ -98,9 +107,7 @@ class MemoryAttention(nn.Module):
             capacity, self.num_heads, self.head_dim, batch_size=batch_size, dtype=like.dtype, device=like.device
         )
 
-    def forward(
-        self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Compute the context vectors of x. Nothing is stored; that is what ``remember`` is for.
 
         ``torch.utils.checkpoint`` runs forward a second time, during the backward pass, and by then the memory may have
@@ -112,8 +119,8 @@ class MemoryAttention(nn.Module):
             x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
             memory: a memory with the same batch size, from ``new_memory``, or the hits that ``read`` found in one.
                 Without it, and for each row that holds nothing yet, this is causal attention.
-            key_mask: boolean (batch, tokens), or (tokens,) like x, True = a real token; default: all are real. Padding
-                counts as zeros, whatever it holds, and no token sees it.
+            key_mask: boolean (batch, tokens), or (tokens,) like x, True = a real token; default: all are real. No
+                token sees padding, whatever it holds; its own context vectors are what ``out_proj`` makes of zeros.
 
         Returns:
             (batch, tokens, d_out), or (tokens, d_out).
@@ -123,16 +130,17 @@ class MemoryAttention(nn.Module):
             ValueError: a shape, a size or a device does not fit.
             RuntimeError: a checkpoint is recomputed, and the memory was written after it was last read.
         """
-        rows, visible = self._rows(x, key_mask)
+        rows, visible, padding = self._rows(x, key_mask)
         query, (key, value) = self._query(rows), self._key_value(rows)
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        dropout_p = active_dropout(self.dropout)
         if memory is None:
-            heads = attention(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
+            heads = _attention(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
         else:
-            local = attend(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
             hits = self._find(query, memory)
+            local = _attend(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
             heads = self._fuse(local, average_values(hits.scores, hits.values.to(value.dtype), dropout_p))
-        context = self.out_proj(join_heads(heads))  # (batch, tokens, d_out)
+        joined = join_heads(heads)  # (batch, tokens, num_heads * head_dim)
+        context = self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
         return context if x.ndim == 3 else context.squeeze(0)
 
     @torch.no_grad()
@@ -148,44 +156,46 @@ class MemoryAttention(nn.Module):
         Raises:
             TypeError, ValueError: as ``forward``. The memory is then unchanged.
         """
-        rows, _ = self._rows(x, key_mask)
+        rows, _, padding = self._rows(x, key_mask)
         self._check_memory(memory)
         key, value = self._key_value(rows)
-        mask = key_mask if key_mask is None or x.ndim == 3 else key_mask.unsqueeze(0)
-        memory.add(key.to(memory.dtype), value.to(memory.dtype), mask)
+        memory.add(key.to(memory.dtype), value.to(memory.dtype), None if padding is None else ~padding.squeeze(-1))
 
     @torch.no_grad()
     def read(self, x: Tensor, memory: KVMemory, key_mask: Tensor | None = None) -> MemoryHits:
         """Find the memories that ``forward(x, memory, key_mask)`` sees. They have no gradient."""
-        rows, _ = self._rows(x, key_mask)
-        return self._find(self._query(rows), memory)
+        return self._find(self._query(self._rows(x, key_mask)[0]), memory)
 
     def attention_weights(
         self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None
     ) -> Tensor:
-        """Weights before dropout, (…, num_heads, tokens, found + tokens): memories first, in the order of ``read``, then
-        the tokens of x. Rows sum to one, or to zero if a token sees nothing. ``found`` is top_k, or the memory's
+        """Weights before dropout, (…, num_heads, tokens, found + tokens): memories first, in the order of ``read``,
+        then the tokens of x. Rows sum to one, or to zero for padding. ``found`` is top_k, or the memory's
         capacity if that is smaller; 0 without memory. Arguments as in ``forward``."""
-        rows, visible = self._rows(x, key_mask)
+        rows, visible, padding = self._rows(x, key_mask)
         query, (key, value) = self._query(rows), self._key_value(rows)
-        weights = attention_weights(query, key, visible, is_causal=True, scale=1.0)  # (batch, heads, tokens, tokens)
+        weights = _attention_weights(query, key, visible, is_causal=True, scale=1.0)  # (batch, heads, tokens, tokens)
         if memory is not None:
             hits = self._find(query, memory)
-            local = attend(query, key, value, visible, is_causal=True, scale=1.0)
+            local = _attend(query, key, value, visible, is_causal=True, scale=1.0)
             remote = average_values(hits.scores, hits.values.to(value.dtype))
             share = self._memory_share(local, remote).unsqueeze(-1).to(weights.dtype)
             found, _ = _softmax(hits.scores)  # (batch, num_heads, tokens, found)
             weights = torch.cat((share * found.to(weights.dtype), (1 - share) * weights), dim=-1)
+        if padding is not None:
+            weights = weights.masked_fill(padding.unsqueeze(1), 0.0)
         return weights if x.ndim == 3 else weights.squeeze(0)
 
-    def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """x as (batch, tokens, d_in), with zeros in place of padding, and which keys are visible, (batch, 1, 1, tokens)."""
+    def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x as (batch, tokens, d_in) with zeros as padding; which keys to see, (batch, 1, 1, tokens), and what is
+        padding, (batch, tokens, 1): both None without ``key_mask``."""
         check_input(x, self.d_in, self.context_length)
-        if key_mask is None:
-            return (x if x.ndim == 3 else x.unsqueeze(0)), None
-        check_key_mask(key_mask, x)
-        x = x.masked_fill(~key_mask.unsqueeze(-1), 0.0)
-        return (x, key_mask[:, None, None]) if x.ndim == 3 else (x.unsqueeze(0), key_mask[None, None, None])
+        rows, visible, padding = hide_padding(x, key_mask)
+        if x.ndim == 2:
+            rows = rows.unsqueeze(0)
+        if visible is None or padding is None:
+            return rows, None, None
+        return rows, visible.view(len(rows), 1, 1, -1), padding.view(len(rows), -1, 1)
 
     def _query(self, rows: Tensor) -> Tensor:
         """Unit queries divided by the temperature, (batch, num_heads, tokens, head_dim)."""
@@ -220,7 +230,7 @@ class MemoryAttention(nn.Module):
         return share * remote.output + (1 - share) * local.output
 
     def _memory_share(self, local: Attended, remote: Attended) -> Tensor:
-        """The share of each token's weight that falls on the memory, (batch, num_heads, tokens); 0 if nothing was found."""
+        """The share of each token's weight that falls on the memory, (batch, num_heads, tokens); 0 without hits."""
         if self.gate is None:
             together = merge([local, remote]).logsumexp
             return (remote.logsumexp - together.masked_fill(together == -torch.inf, 0.0)).exp()

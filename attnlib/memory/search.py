@@ -186,7 +186,7 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
 
 
 def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Score the keys with these ids, (pairs, tokens, candidates) in ascending order, and return the best, best first."""
+    """Score the keys with these ids, (pairs, tokens, candidates) in ascending order; return the best, best first."""
     pairs, tokens, head_dim = query.shape
     capacity, candidates = keys.shape[1], ids.shape[-1]
     first_slots = capacity * torch.arange(pairs, device=query.device)

@@ -65,7 +65,7 @@ def _checksum(tensors: dict[str, Tensor], facts: dict[str, str]) -> str:
     digest = hashlib.sha256(repr(sorted(facts.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
