@@ -1,0 +1,94 @@
+"""The site builds without a warning, its links lead somewhere, and its pages fit a phone and a desktop."""
+
+import html.parser
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+class Page(html.parser.HTMLParser):
+    """The links, the ids and the pictures of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links, self.ids, self.pictures = [], set(), []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.ids |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        if tag == "img":
+            self.pictures.append(found)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tools" / "site" / "build.py"), "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # a warning is an error there
+    return out
+
+
+def test_every_internal_link_leads_somewhere(site):
+    pages = {path: Page(path) for path in site.glob("*.html")}
+    broken = []
+    for path, page in pages.items():
+        for link in map(urlparse, page.links):
+            if link.scheme or link.netloc:
+                continue
+            target = (path.parent / unquote(link.path)).resolve() if link.path else path
+            known = pages[target].ids if target in pages else None
+            if not target.exists() or (link.fragment and known is not None and unquote(link.fragment) not in known):
+                broken.append((path.name, link.geturl()))
+    assert not broken
+
+
+def test_every_notebook_every_module_and_the_search_are_there(site):
+    names = {path.name for path in site.glob("*.html")}
+    assert {f"{path.stem}.html" for path in (ROOT / "notebooks").glob("*.ipynb")} <= names
+    assert {"index.html", "search.html", "api_attend.html", "api_checks.html", "kill_table.html"} <= names
+    assert "logsumexp" in (site / "searchindex.js").read_text(encoding="utf-8")
+
+
+def test_every_picture_says_what_it_shows(site):
+    for path in site.glob("*.html"):
+        for picture in Page(path).pictures:
+            assert picture.get("alt"), (path.name, str(picture)[:200])
+
+
+def test_solutions_and_predictions_are_folded(site):
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        text = (site / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert text.count("tag_solution") == path.read_text(encoding="utf-8").count('"solution"')
+        assert "Hide code cell source" in text
+
+
+@pytest.mark.skipif(CHROMIUM is None and not os.environ.get("ATTNLIB_NO_SKIPS"), reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1300])
+def test_pages_fit_a_phone_and_a_desktop(site, width):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        for path in sorted(site.glob("[0-9][0-9]_*.html")) + [site / "index.html", site / "api_attend.html"]:
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+            small = "[...document.images].filter(i => i.complete && i.naturalWidth === 0).map(i => i.alt)"
+            assert page.evaluate(small) == [], path.name
+            wide = "[...document.querySelectorAll('.cell_output img')].filter(i => i.clientWidth > innerWidth).length"
+            assert page.evaluate(wide) == 0, path.name
+        browser.close()
