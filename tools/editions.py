@@ -93,7 +93,9 @@ def _prose(notebook: nbformat.NotebookNode) -> str:
 
 def _answer(stub: str, name: str, solution: str) -> str:
     """The stub with the solution's body in it, between the marks that nbgrader cuts out."""
-    before, after = (next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)) for text in (stub, solution))
+    before, after = (
+        next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef)) for text in (stub, solution)
+    )
     first = stub.splitlines()[before.lineno - 1 : before.body[-1].lineno - 1]  # the line of def, and the docstring
     start = after.body[1 if ast.get_docstring(after) else 0].lineno
     body = textwrap.dedent("\n".join(solution.splitlines()[start - 1 : after.end_lineno])).replace(after.name, name)

@@ -8,7 +8,7 @@ import nbformat
 HEADING = re.compile(r"(#{1,6}) (.*)")
 EXERCISE = re.compile(r"(?m)^### Exercise \d+ (●○○|●●○|●●●) \((\d+) min\)")
 WORDS_A_MINUTE, MINUTES_A_CELL = 120, 1.2  # as measured with readers
-NOT_READ = {"setup", "solution", "exercise", "watermark"}  # code that is folded, or counted with its exercise
+NOT_READ = {"setup", "solution", "exercise"}  # code that is folded, or counted with its exercise
 
 
 def tags(cell: nbformat.NotebookNode) -> set[str]:
@@ -41,7 +41,11 @@ def part(notebook: nbformat.NotebookNode, *, deeper: bool) -> list[nbformat.Note
 def counts(cells: list[nbformat.NotebookNode]) -> tuple[int, int, int]:
     """Words, code cells that are read, and the exercises' own minutes."""
     prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
-    code = [cell for cell in cells if cell.cell_type == "code" and not tags(cell) & NOT_READ]
+    code = [
+        cell
+        for cell in cells
+        if cell.cell_type == "code" and not tags(cell) & NOT_READ and "%watermark" not in cell.source
+    ]
     return words(prose), len(code), sum(int(minutes) for _, minutes in EXERCISE.findall(prose))
 
 

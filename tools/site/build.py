@@ -97,7 +97,8 @@ def prepare(source: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (source / "_about.md").write_text(readme.partition("\n## Set-up")[0].partition("\n")[2], encoding="utf-8")
     (source / "kill_table.md").write_text(
-        "# What the checks reject\n\n" + readme.partition("<!-- kill table -->")[2].partition("<!--")[0], encoding="utf-8"
+        "# What the checks reject\n\n" + readme.partition("<!-- kill table -->")[2].partition("<!--")[0],
+        encoding="utf-8",
     )
     index = INDEX.format(
         notebooks="\n".join(path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
