@@ -84,7 +84,7 @@ def test_pages_fit_a_phone_and_a_desktop(site, width):
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         page = browser.new_page(viewport={"width": width, "height": 900})
-        for path in sorted(site.glob("[0-9][0-9]_*.html")) + [site / "index.html", site / "api_attend.html"]:
+        for path in [*sorted(site.glob("[0-9][0-9]_*.html")), site / "index.html", site / "api_attend.html"]:
             page.goto(path.as_uri())
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
             small = "[...document.images].filter(i => i.complete && i.naturalWidth === 0).map(i => i.alt)"
