@@ -2,7 +2,9 @@
 python run.py lab [ARGS]           set up, and open the notebooks in JupyterLab (ARGS go to jupyter lab)
 python run.py test [ARGS]          set up, and run every test (ARGS go to pytest)
 python run.py execute [NOTEBOOK…]  run notebooks from top to bottom and store their outputs
-python run.py images | student     draw the pictures of images/ | write notebooks without solutions into student/
+python run.py editions [--out DIR] write the notebooks for students, for instructors and for nbgrader
+python run.py site [--out DIR]     build the website: notebooks, API, search
+python run.py images               draw the pictures of images/
 python run.py bench NAME [ARGS]    run benchmarks/bench_NAME.py, beside the packages of benchmarks/requirements.txt
 """
 
@@ -28,13 +30,15 @@ REASONS = {  # what an installer says when it fails, and what that means
 COMMANDS = {
     "lab": "-m jupyter lab notebooks",
     "test": "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
-    "execute": "notebooks/execute.py",
+    "execute": "tools/execute.py",
+    "editions": "tools/editions.py",
+    "site": "tools/site/build.py",
     "images": "images/make_images.py",
-    "student": "-m nbconvert --to=notebook --output-dir=student notebooks/*.ipynb "
-    "--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution",
     "bench": "benchmarks/bench_{}.py",
 }
-EXTRA = {"test": ["-e", ".[test]"], "bench": ["-e", ".", "-r", "benchmarks/requirements.txt"]}
+EXTRA = {name: ["-e", f".[{name}]"] for name in ("test", "site")}
+EXTRA["bench"] = ["-e", ".", "-r", "benchmarks/requirements.txt"]
+BENCHES = sorted(path.stem.removeprefix("bench_") for path in (ROOT / "benchmarks").glob("bench_*.py"))
 
 
 def install(*command: str) -> None:
@@ -72,8 +76,10 @@ def set_up(extra: list) -> None:
 
 if __name__ == "__main__":
     what, *args = sys.argv[1:] or ["help"]
-    if sys.version_info < (3, 11) or what not in COMMANDS or (what == "bench" and not args):
+    if sys.version_info < (3, 11) or what not in COMMANDS:
         sys.exit("run.py: Python 3.11 or newer is needed." if sys.version_info < (3, 11) else __doc__)
+    if what == "bench" and args[:1] not in [[name] for name in BENCHES]:
+        sys.exit(f"run.py: NAME must be one of {', '.join(BENCHES)}: python run.py bench {BENCHES[0]}")
     set_up(EXTRA.get(what, ["-e", "."]))
     command = [PYTHON, *COMMANDS[what].format(*args[:1]).split(), *args[what == "bench" :]]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep, so several kernels can share the cores

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from attnlib.memory import IVFIndex, KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
     from attnlib.sharded import sharded_attend, sharded_search
 
+__version__ = "2.0.0"
 __all__ = [
     "Attended",
     "CausalAttention",

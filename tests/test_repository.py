@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MODULES = sorted((ROOT / "attnlib").rglob("*.py"))
 FLOORS = [
-    {"_checks", "device", "masks", "einsum"},
+    {"_validate", "device", "masks", "einsum"},
     {"attend"},
     {"self_attention", "causal", "multi_head", "memory", "lsh", "chunked", "sharded"},
     {"plots", "checks"},
@@ -52,7 +52,8 @@ def imports(source: str) -> set[str]:
 
 def test_environment_yml_installs_requirements_txt_on_the_same_python():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert {"pip": ["-r requirements.txt"]} in environment["dependencies"]
+    (pip,) = (entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    assert "-r requirements.txt" in pip
     assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
 
 
@@ -117,7 +118,7 @@ def test_imports_have_no_cycle():
 def test_modules_are_small_and_tested():
     for path in MODULES:
         source = path.read_text(encoding="utf-8")
-        assert source.count("\n") <= 300, f"{path.name} has {source.count(chr(10))} lines"
+        assert source.count("\n") <= 350, f"{path.name} has {source.count(chr(10))} lines"
         assert ast.get_docstring(ast.parse(source)), f"{path.name} does not say what it is for"
     for name in {room(path).lstrip("_") for path in MODULES if path != ROOT / "attnlib" / "__init__.py"}:
         assert list((ROOT / "tests").glob(f"test_{name}*.py")), f"tests/test_{name}.py is missing"
@@ -159,5 +160,12 @@ def test_style(command):
 
 def test_run_py_is_small_and_uses_the_standard_library_only():
     source = (ROOT / "run.py").read_text(encoding="utf-8")
-    assert source.count("\n") < 80
+    assert source.count("\n") < 100
     assert not imports(source)
+
+
+def test_one_version_everywhere_and_types_are_shipped():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert attnlib.__version__ == citation["version"]
+    assert f"## {attnlib.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert (ROOT / "attnlib" / "py.typed").exists()

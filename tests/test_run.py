@@ -88,10 +88,20 @@ def test_a_failed_installation_leaves_no_venv_and_says_why(run, printed, says):
 
 
 def test_unknown_commands_print_the_help():
-    for arguments in ([], ["nonsense"], ["bench"]):
+    for arguments in ([], ["nonsense"]):
         done = subprocess.run([sys.executable, "run.py", *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 1
         assert "python run.py lab [ARGS]" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["nosuch"]])
+def test_an_unknown_benchmark_is_answered_with_those_that_there_are_before_anything_is_installed(arguments):
+    done = subprocess.run([sys.executable, "run.py", "bench", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "run.py: NAME must be one of chunked, lsh, memory_search, multi_head: python run.py bench chunked"
+    )
+    assert not done.stdout
 
 
 def test_an_old_python_gets_one_sentence(tmp_path):

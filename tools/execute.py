@@ -1,7 +1,8 @@
 """Run notebooks from top to bottom in a fresh kernel and leave clean files: python run.py execute [NOTEBOOK ...]
 
-What stays is what a reader needs and what can be compared: sources, outputs, tags. Timings, widget state and the
-versions of this machine's kernel go. A hash of the sources is kept, so that a test can tell what was edited afterwards.
+What stays is what a reader needs and what can be compared: sources, outputs, tags, folding. Timings and widget state go.
+The metadata of the notebook is what JupyterLab would write, so that opening one does not mark it as modified. A hash of
+the sources is kept, so that a test can tell what was edited afterwards.
 """
 
 import hashlib
@@ -12,7 +13,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
+KEPT = ("tags", "jupyter", "jp-MarkdownHeadingCollapsed")
 
 
 def source_hash(notebook: nbformat.NotebookNode) -> str:
@@ -25,15 +27,13 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
     """Drop from an executed notebook what changes from run to run or cannot be shown without a kernel."""
     notebook.metadata = nbformat.from_dict(
         {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
             "attnlib": {"source_hash": source_hash(notebook)},
+            "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+            "language_info": notebook.metadata.language_info,  # as the kernel says it, and as JupyterLab stores it
         }
     )
     for cell in notebook.cells:
-        cell.metadata = nbformat.from_dict(
-            {key: cell.metadata[key] for key in ("tags", "jupyter") if key in cell.metadata}
-        )
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if key in cell.metadata})
         if cell.cell_type == "code" and "interactive" in cell.metadata.get("tags", []):
             cell.outputs = []
 
