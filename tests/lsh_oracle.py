@@ -1,26 +1,27 @@
-"""LSH attention as its definition says it: visible keys found by loops, then one dense softmax in float64."""
+"""LSH attention by its definition: who sees whom as a matrix, then one dense softmax in float64."""
 
 import torch
 from torch import Tensor
 
 
-def count_meetings(
-    buckets: list[list[int]], real: list[bool], *, chunk_size: int, is_causal: bool, across_buckets: bool
-) -> Tensor:
-    """In how many rounds query i sees key j, (tokens, tokens), for one head; `buckets[round][token]`."""
-    tokens = len(real)
-    met = [[0] * tokens for _ in range(tokens)]
+def count_meetings(buckets: Tensor, real: Tensor, *, chunk_size: int, is_causal: bool, across_buckets: bool) -> Tensor:
+    """In how many rounds query i sees key j, (tokens, tokens), for one head with buckets (num_hashes, tokens)."""
+    position = torch.arange(len(real))
+    met = torch.zeros(len(real), len(real), dtype=torch.float64)
     for bucket in buckets:
-        order = sorted((i for i in range(tokens) if real[i]), key=lambda i: (bucket[i], i))
-        for place, i in enumerate(order):
-            for other, j in enumerate(order):
-                if across_buckets or not is_causal:
-                    near = other // chunk_size in (place // chunk_size, place // chunk_size - 1)
-                else:
-                    near = place - chunk_size <= other <= place
-                allowed = i != j and (across_buckets or bucket[i] == bucket[j]) and (j < i or not is_causal)
-                met[i][j] += near and allowed
-    return torch.tensor(met, dtype=torch.float64).view(tokens, tokens)
+        rank = bucket * len(real) + position
+        place = ((rank < rank[:, None]) & real).sum(1)  # how many real tokens come before, in sorted order
+        if across_buckets or not is_causal:
+            chunk = place // chunk_size
+            back = chunk[:, None] - chunk
+            near = (back == 0) | (back == 1)
+        else:
+            back = place[:, None] - place
+            near = (back >= 0) & (back <= chunk_size)
+        before = position < position[:, None] if is_causal else position != position[:, None]
+        same = across_buckets | (bucket == bucket[:, None])
+        met += near & before & same & real & real[:, None]
+    return met
 
 
 def oracle(
@@ -35,15 +36,15 @@ def oracle(
     across_buckets: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """What `lsh_attention` must give, in float64, with the buckets given: (batch, heads, num_hashes, tokens)."""
+    """The output that `lsh_attention` should give, in float64, for buckets (batch, heads, num_hashes, tokens)."""
     batch, heads, tokens, _ = query_key.shape
     real = torch.ones(batch, tokens, dtype=torch.bool) if key_mask is None else key_mask
     met = torch.zeros(batch, heads, tokens, tokens, dtype=torch.float64)
     for b in range(batch):
         for h in range(heads):
             met[b, h] = count_meetings(
-                buckets[b, h].tolist(),
-                real[b].tolist(),
+                buckets[b, h],
+                real[b],
                 chunk_size=chunk_size,
                 is_causal=is_causal,
                 across_buckets=across_buckets,
@@ -52,7 +53,7 @@ def oracle(
 
 
 def dense(query_key: Tensor, value: Tensor, met: Tensor, real: Tensor, *, count_once: bool, scale: float) -> Tensor:
-    """The softmax over what was met, once or as often as met; alone, a real token sees itself."""
+    """Softmax over the keys met, counted once or once per meeting; a real token that meets none sees itself."""
     alone = (met.sum(-1) == 0) & real[:, None]
     met = met + torch.diag_embed(alone.to(torch.float64))
     if count_once:

@@ -1,4 +1,4 @@
-"""lsh_attention: what can be seen on paper, its limits, and its errors. The definition itself: test_lsh_rounds.py."""
+"""lsh_attention: values by hand, limits, padding and errors. test_lsh_rounds.py has the full definition."""
 
 import itertools
 import math
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from attnlib.attend import attend
-from attnlib.lsh import _sorted, hash_buckets, lsh_attention, random_rotations
+from attnlib.lsh import hash_buckets, lsh_attention, random_rotations
 from attnlib.masks import causal_mask
 from lsh_oracle import oracle
 
@@ -24,7 +24,7 @@ def make_inputs(tokens, *, batch=2, heads=3, dtype=torch.float64):
 
 
 def full_attention(query_key, value, *, is_causal=False):
-    """Shared queries and keys, everything visible but oneself, except where nothing else is."""
+    """Shared queries and keys; each token sees all others, and itself only if there are none."""
     tokens = query_key.shape[2]
     mask = ~torch.eye(tokens, dtype=torch.bool)
     if is_causal:
@@ -38,7 +38,7 @@ def full_attention(query_key, value, *, is_causal=False):
 # By hand
 
 
-def test_two_tokens_see_each_other_and_the_first_of_a_causal_pair_itself():
+def test_two_tokens_see_each_other_but_a_causal_first_token_sees_itself():
     query_key, value = torch.randn(1, 1, 2, 5), torch.tensor([[[[1.0], [2.0]]]])
     both = lsh_attention(query_key, value, ONE_BUCKET, chunk_size=2)
     assert both.flatten().tolist() == [2.0, 1.0]
@@ -82,7 +82,7 @@ def test_one_bucket_and_one_chunk_are_full_attention(tokens, is_causal, count_on
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_counted_once_it_tends_to_full_attention_and_else_it_does_not(is_causal):
+def test_more_rounds_approach_full_attention_only_if_keys_count_once(is_causal):
     query_key, value = make_inputs(29, batch=1)
     full = full_attention(query_key, value, is_causal=is_causal)
     error = {}
@@ -120,7 +120,7 @@ def test_across_buckets_prefixes_differ():
 
 
 @pytest.mark.parametrize("flags", [flags for flags in FLAGS if flags["is_causal"]], ids=str)
-def test_no_value_of_the_future_leaks(flags):
+def test_no_future_value_leaks(flags):
     query_key, value = make_inputs(41)
     rotations = random_rotations(5, 4, 3, num_heads=3, dtype=torch.float64)
     before = lsh_attention(query_key, value, rotations, chunk_size=4, **flags)
@@ -131,7 +131,7 @@ def test_no_value_of_the_future_leaks(flags):
     assert not torch.equal(after[:, :, 21:], before[:, :, 21:])
 
 
-def test_no_query_or_key_of_the_future_leaks():
+def test_no_future_query_or_key_leaks():
     query_key, value = make_inputs(41)
     rotations = random_rotations(5, 4, 3, num_heads=3, dtype=torch.float64)
     before = lsh_attention(query_key, value, rotations, chunk_size=4, is_causal=True)
@@ -163,7 +163,7 @@ def test_the_content_of_padding_changes_nothing_anywhere(flags, content):
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_padding_is_as_if_it_were_not_there(is_causal):
+def test_removing_the_padding_gives_the_same(is_causal):
     query_key, value = make_inputs(23, batch=1)
     mask = torch.ones(1, 23, dtype=torch.bool)
     mask[0, [0, 1, 7, 8, 9, 22]] = False
@@ -173,7 +173,7 @@ def test_padding_is_as_if_it_were_not_there(is_causal):
     torch.testing.assert_close(padded[:, :, mask[0]], short)
 
 
-def test_nothing_but_padding_gives_zeros():
+def test_a_batch_of_padding_gives_zeros():
     query_key, value = make_inputs(11)
     mask = torch.zeros(2, 11, dtype=torch.bool)
     assert (lsh_attention(query_key, value, ONE_BUCKET, chunk_size=3, key_mask=mask) == 0).all()
@@ -205,14 +205,14 @@ def test_lower_precision_stays_near_the_definition(flags, dtype):
 def test_half_precision_does_not_overflow_in_the_merge():
     query_key, value = make_inputs(61, dtype=torch.float16)
     rotations = random_rotations(5, 4, 4)
-    output = lsh_attention(40 * query_key, value, rotations, chunk_size=4)  # exp(100) is no float16
+    output = lsh_attention(40 * query_key, value, rotations, chunk_size=4)  # exp(100) overflows float16
     assert output.isfinite().all()
     expected = oracle(40 * query_key, value, hash_buckets(40 * query_key, rotations), chunk_size=4)
     torch.testing.assert_close(output.double(), expected, rtol=0.01, atol=0.01)
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
-def test_two_forwards_and_two_backwards_are_equal_to_the_bit(flags):
+def test_forward_and_backward_are_bitwise_reproducible(flags):
     query_key, value = (t.requires_grad_() for t in make_inputs(131, dtype=torch.float32))
     rotations = random_rotations(5, 4, 3)
     runs = []
@@ -222,7 +222,7 @@ def test_two_forwards_and_two_backwards_are_equal_to_the_bit(flags):
     assert all(torch.equal(first, second) for first, second in zip(*runs))
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_used():
     query_key, value = (t.requires_grad_() for t in make_inputs(31))
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -230,7 +230,7 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_inputs_are_left_as_they_were_and_need_not_be_contiguous():
+def test_inputs_are_not_changed_and_need_not_be_contiguous():
     query_key, value = make_inputs(31)
     rotations = random_rotations(5, 4, 3, dtype=torch.float64)
     expected = lsh_attention(query_key, value, rotations, chunk_size=4)
@@ -242,7 +242,7 @@ def test_inputs_are_left_as_they_were_and_need_not_be_contiguous():
     assert all(torch.equal(t, copy) for t, copy in zip(strided, copies))
 
 
-def test_a_vector_of_zeros_gets_no_gradient_of_infinite_length():
+def test_a_zero_vector_gets_a_finite_gradient():
     query_key, value = make_inputs(13)
     query_key[:, :, 4] = 0.0
     query_key.requires_grad_()
@@ -254,7 +254,7 @@ def test_a_vector_of_zeros_gets_no_gradient_of_infinite_length():
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 7), (2, 0, 7), (2, 3, 0)])
-def test_nothing_at_all(shape):
+def test_empty_inputs(shape):
     query_key = torch.ones(*shape, 5, requires_grad=True)
     output = lsh_attention(query_key, torch.ones(*shape, 7), ONE_BUCKET.float(), chunk_size=4)
     assert output.shape == (*shape, 7)
@@ -274,21 +274,63 @@ def test_compiled_it_is_the_same():
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("flags", FLAGS, ids=str)
-def test_the_device_at_hand_gives_the_same(flags, monkeypatch):
-    """On a GPU where there is one; and in blocks as large as there."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def test_a_gpu_gives_the_same(flags):
     query_key, value = make_inputs(131)
     rotations = random_rotations(5, 4, 3, dtype=torch.float64)
     here = [t.clone().requires_grad_() for t in (query_key, value)]
-    there = [t.to(device, copy=True).requires_grad_() for t in (query_key, value)]
+    there = [t.to("cuda").requires_grad_() for t in (query_key, value)]
     expected = lsh_attention(*here, rotations, chunk_size=7, **flags)
-    monkeypatch.setitem(_sorted.SCORES, "cpu", _sorted.SCORES_ELSEWHERE)
-    actual = lsh_attention(*there, rotations.to(device), chunk_size=7, **flags)
+    actual = lsh_attention(*there, rotations.to("cuda"), chunk_size=7, **flags)
     torch.testing.assert_close(actual.cpu(), expected)
     expected.sin().sum().backward()
     actual.sin().sum().backward()
     torch.testing.assert_close([t.grad.cpu() for t in there], [t.grad for t in here])
+
+
+@pytest.mark.parametrize("in_dims", list(itertools.product([None, 0], [None, 2], [None, 1], [None, 0]))[1:], ids=str)
+def test_vmap_over_any_inputs_equals_a_loop(in_dims):
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for shape, dim in zip(((2, 3, 13, 5), (2, 3, 13, 7), (3, 2, 5, 2), (2, 13)), in_dims):
+        shape = list(shape)
+        if dim is not None:
+            shape.insert(dim, 4)
+        inputs.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+    inputs[3] = inputs[3] < 1
+
+    def values_and_gradients(query_key, value, rotations, key_mask):
+        def loss(query_key, value):
+            output = lsh_attention(query_key, value, rotations, chunk_size=3, key_mask=key_mask)
+            return output.sin().sum()
+
+        return torch.func.grad_and_value(loss, (0, 1))(query_key, value)
+
+    actual = torch.vmap(values_and_gradients, in_dims)(*inputs)
+    for sample in range(4):
+        own = [t if dim is None else t.select(dim, sample) for t, dim in zip(inputs, in_dims)]
+        one = torch.utils._pytree.tree_map(lambda t, sample=sample: t[sample], actual)
+        torch.testing.assert_close(one, values_and_gradients(*own))
+
+
+def test_nested_vmap():
+    query_key, value = make_inputs(13)
+    rotations = random_rotations(5, 4, 2, dtype=torch.float64)
+
+    def one_head(query_key, value):
+        return lsh_attention(query_key[None, None], value[None, None], rotations, chunk_size=3)[0, 0]
+
+    actual = torch.vmap(torch.vmap(one_head))(query_key, value)
+    torch.testing.assert_close(actual, lsh_attention(query_key, value, rotations, chunk_size=3))
+
+
+def test_a_second_derivative_is_refused():
+    query_key, value = (t.requires_grad_() for t in make_inputs(13))
+    output = lsh_attention(query_key, value, ONE_BUCKET, chunk_size=4)
+    (first,) = torch.autograd.grad(output.sin().sum(), query_key, create_graph=True)
+    with pytest.raises(NotImplementedError, match="lsh_attention can be differentiated once, not twice"):
+        first.sum().backward()
 
 
 # Errors
@@ -328,7 +370,7 @@ def test_the_device_at_hand_gives_the_same(flags, monkeypatch):
         (
             {"key_mask": torch.ones(2, 7)},
             TypeError,
-            r"key_mask must be a boolean tensor, True = real; got torch\.float32",
+            r"key_mask must be a boolean tensor, True = real token; got torch\.float32",
         ),
         (
             {"key_mask": torch.ones(2, 11, dtype=torch.bool)},
@@ -338,7 +380,7 @@ def test_the_device_at_hand_gives_the_same(flags, monkeypatch):
         (
             {"key_mask": torch.ones(2, 7, dtype=torch.bool, device="meta")},
             ValueError,
-            "key_mask must be on the device of query_key, cpu; got meta",
+            "key_mask must be on the device of x, cpu; got meta",
         ),
     ],
 )

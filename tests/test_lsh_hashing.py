@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attnlib.lsh import hash_buckets, hashing, random_rotations
+from attnlib.lsh import hash_buckets, random_rotations
 
 
 def definition(vectors: torch.Tensor, rotations: torch.Tensor) -> torch.Tensor:
@@ -25,7 +25,7 @@ def test_four_directions_on_a_circle():
     assert hash_buckets(vectors, east_and_north).tolist() == [[[[0, 0, 1, 1, 2, 2, 3, 3, 0]]]]
 
 
-def test_the_first_of_several_largest_wins():
+def test_ties_go_to_the_first():
     directions = torch.eye(3)[None, None]
     vectors = torch.tensor([[1.0, 1, 0], [0, 0, 0], [-1, 1, 0], [-1, -1, 0], [0, -1, 1], [-2, 0, -2]])
     assert hash_buckets(vectors[None, None], directions).tolist() == [[[[0, 0, 1, 3, 2, 3]]]]
@@ -41,7 +41,7 @@ def test_length_does_not_matter(dtype):
 
 
 @pytest.mark.parametrize(("dtype", "factors"), [(torch.float64, (1e-290, 1e290)), (torch.float32, (1e-30, 1e30))])
-def test_not_even_a_tiny_or_a_huge_length_matters(dtype, factors):
+def test_a_tiny_or_huge_length_does_not_matter(dtype, factors):
     vectors = torch.randn(2, 3, 29, 5, generator=torch.Generator().manual_seed(0), dtype=dtype)
     rotations = random_rotations(5, 6, 2, num_heads=3, dtype=dtype)
     for factor in factors:
@@ -52,7 +52,7 @@ def test_not_even_a_tiny_or_a_huge_length_matters(dtype, factors):
 
 
 @pytest.mark.parametrize("heads", [1, 3])
-def test_argmax_of_both_signs(heads):
+def test_equals_argmax_over_both_signs(heads):
     vectors = torch.randn(2, 3, 101, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rotations = random_rotations(5, 14, 7, num_heads=heads, dtype=torch.float64)
     buckets = hash_buckets(vectors, rotations)
@@ -62,12 +62,28 @@ def test_argmax_of_both_signs(heads):
     assert torch.equal(hash_buckets(*whole), definition(*whole))
 
 
-@pytest.mark.parametrize("projected", [1, 100, 1500, 5000])
-def test_pieces_of_any_size_give_the_same(projected, monkeypatch):
-    vectors = torch.randn(2, 3, 41, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rotations = random_rotations(5, 6, 2, num_heads=3, dtype=torch.float64)
-    monkeypatch.setitem(hashing.PROJECTED, "cpu", projected)
+@pytest.mark.parametrize(("tokens", "num_buckets"), [(41, 200), (101, 2000), (3, 80_000)])
+def test_many_buckets_that_take_several_pieces(tokens, num_buckets):
+    """On a CPU: several heads at a time, some tokens of one head, and one token."""
+    vectors = torch.randn(5, 3, tokens, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rotations = random_rotations(5, num_buckets, 7, num_heads=3, dtype=torch.float64)
     assert torch.equal(hash_buckets(vectors, rotations), definition(vectors, rotations))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("in_dims", [(0, None), (None, 1), (2, 0)])
+def test_vmap_equals_a_loop(in_dims, heads):
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for shape, dim in zip(((2, 3, 41, 5), (heads, 2, 5, 4)), in_dims):
+        shape = list(shape)
+        if dim is not None:
+            shape.insert(dim, 7)
+        inputs.append(torch.randn(shape, generator=generator, dtype=torch.float64))
+    actual = torch.vmap(hash_buckets, in_dims)(*inputs)
+    for sample in range(7):
+        own = (t if dim is None else t.select(dim, sample) for t, dim in zip(inputs, in_dims))
+        assert torch.equal(actual[sample], hash_buckets(*own))
 
 
 @pytest.mark.parametrize("degrees", [20, 60, 100])
@@ -83,7 +99,7 @@ def test_two_buckets_collide_with_one_minus_angle_over_pi(degrees):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 17), st.integers(0, 999))
-def test_buckets_lie_in_range_and_an_opposite_vector_gets_the_opposite_bucket(half, num_hashes, tokens, seed):
+def test_buckets_are_in_range_and_opposite_vectors_get_opposite_buckets(half, num_hashes, tokens, seed):
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(1, 2, tokens, 3, generator=generator, dtype=torch.float64)
     rotations = random_rotations(3, 2 * half, num_hashes, num_heads=2, generator=generator, dtype=torch.float64)
@@ -93,7 +109,7 @@ def test_buckets_lie_in_range_and_an_opposite_vector_gets_the_opposite_bucket(ha
     assert torch.equal(hash_buckets(-vectors, rotations), (buckets + half) % (2 * half))
 
 
-def test_what_is_not_a_number_still_gets_a_bucket():
+def test_nan_and_infinity_still_get_a_bucket():
     vectors = torch.tensor([[[[math.nan, 1.0], [math.inf, 1.0], [-math.inf, math.inf]]]])
     buckets = hash_buckets(vectors, random_rotations(2, 6, 5))
     assert ((buckets >= 0) & (buckets < 6)).all()
@@ -140,7 +156,7 @@ def test_sizes_below_one(name):
         random_rotations(**sizes | {name: 2.0})
 
 
-def test_a_seed_is_no_generator():
+def test_a_seed_is_not_a_generator():
     with pytest.raises(TypeError, match=r"generator must be a torch\.Generator; got int"):
         random_rotations(5, 4, 2, generator=3)
 

@@ -1,8 +1,14 @@
 """LSHSelfAttention."""
 
+import copy
+import math
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from attnlib.lsh import LSHSelfAttention, lsh_attention
 
@@ -48,53 +54,178 @@ def test_a_causal_layer_gives_a_prefix_what_it_gives_the_whole():
         torch.testing.assert_close(layer(x[:, :length]), whole[:, :length], rtol=0, atol=1e-12)
 
 
-def test_forwards_are_equal_to_the_bit_and_leave_the_global_generator_alone():
+def test_forwards_are_bitwise_reproducible_and_do_not_use_the_global_generator():
     layer, x = make_layer().eval(), make_input()
     before = torch.get_rng_state()
     assert torch.equal(layer(x), layer(x))
-    layer.resample_rotations(torch.Generator().manual_seed(3))
-    layer.resample_rotations()
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_saved_layer_finds_the_same_buckets_again():
-    layer, x = make_layer(), make_input()
-    layer.resample_rotations(torch.Generator().manual_seed(3))
-    other = make_layer()
-    assert not torch.equal(other.rotations, layer.rotations)
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(other(x), layer(x))
+# Directions
 
 
-def test_resampling_draws_new_directions_in_place():
+def test_the_directions_are_drawn_after_the_weights():
+    """So the weights that belong to a seed are those of three plain Linears."""
     layer = make_layer()
-    first, place = layer.rotations.clone(), layer.rotations.data_ptr()
-    layer.resample_rotations(torch.Generator().manual_seed(3))
-    assert not torch.equal(layer.rotations, first)
-    layer.resample_rotations()
-    assert torch.equal(layer.rotations, first)
+    torch.manual_seed(0)
+    linears = nn.Linear(11, 6, bias=False), nn.Linear(11, 6, bias=False), nn.Linear(6, 6)
+    for mine, linear in zip((layer.W_query_key, layer.W_value, layer.out_proj), linears):
+        assert all(map(torch.equal, mine.parameters(), linear.parameters()))
+    assert torch.equal(layer.rotations, torch.randn(3, 2, 2, 2))
+
+
+def test_every_layer_has_its_own_directions_and_a_seed_repeats_them():
+    def draw():
+        torch.manual_seed(7)
+        return [LSHSelfAttention(11, 6, 3, num_buckets=4).rotations for _ in range(2)]
+
+    (first, second), again = draw(), draw()
+    assert not torch.equal(first, second)
+    assert torch.equal(first, again[0])
+    assert torch.equal(second, again[1])
+
+
+def test_resampling_draws_new_directions_each_time_in_place():
+    layer = make_layer()
+    place, seen = layer.rotations.data_ptr(), [layer.rotations.clone()]
+    torch.manual_seed(7)
+    for _ in range(3):
+        layer.resample_rotations()
+        assert not any(torch.equal(layer.rotations, earlier) for earlier in seen)
+        seen.append(layer.rotations.clone())
     assert layer.rotations.data_ptr() == place
+    torch.manual_seed(7)
+    layer.resample_rotations()
+    assert torch.equal(layer.rotations, seen[1])
 
 
-def test_padding_changes_nothing():
+def test_resampling_from_a_generator_is_repeatable_and_leaves_the_global_one_alone():
+    layer, generator, before = make_layer(), torch.Generator().manual_seed(3), torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        layer.resample_rotations(generator)
+        draws.append(layer.rotations.clone())
+    assert not torch.equal(*draws)
+    layer.resample_rotations(torch.Generator().manual_seed(3))
+    assert torch.equal(layer.rotations, draws[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Padding
+
+FILLS = {"9": 9.0, "huge": 1e38, "nan": math.nan, "infinity": math.inf}
+PADDED = {"left": [0, 1, 2], "right": [26, 27, 28], "middle": [11, 12, 20], "everywhere": [0, 7, 8, 28]}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
+@pytest.mark.parametrize("where", PADDED.values(), ids=PADDED)
+def test_padding_changes_no_bit_of_any_output_or_gradient(where, fill, dtype):
+    layer = make_layer(qkv_bias=True).to(dtype)
+    mask = torch.ones(2, 29, dtype=torch.bool)
+    mask[0, where] = mask[1, 3] = False
+    for index in (slice(None), 0):  # (batch, tokens, d_in) and (tokens, d_in)
+        results = []
+        for content in (0.0, fill):
+            x = make_input(dtype=dtype)[index]
+            x = torch.where(mask[index][..., None], x, torch.tensor(content).to(dtype)).requires_grad_()
+            output = layer(x, mask[index])
+            gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
+            results.append((output, *gradients))
+        assert all(map(torch.equal, *results))
+        output, gradient, *_ = results[1]
+        assert (gradient[~mask[index]] == 0).all()
+        assert torch.equal(output[~mask[index]], layer.out_proj.bias.expand_as(output[~mask[index]]))
+
+
+def test_removing_the_padding_gives_the_same():
     layer, x = make_layer(), make_input()
     mask = torch.arange(29) < torch.tensor([[23], [29]])
     output = layer(x, mask)
     torch.testing.assert_close(output[0, :23], layer(x[0, :23]))
     torch.testing.assert_close(layer(x[0], mask[0]), output[0])
-    torch.testing.assert_close(output[0, 23:], layer.out_proj.bias.expand(6, 6))
+    assert torch.equal(layer(x, torch.ones_like(mask)), layer(x))
+
+
+# With the rest of PyTorch
+
+
+def test_state_dict_and_deepcopy_keep_the_buckets():
+    layer, x = make_layer(), make_input()
+    layer.resample_rotations()
+    other = make_layer()
+    assert not torch.equal(other.rotations, layer.rotations)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), layer(x))
+    assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_compiled_it_is_the_same(batch):
-    layer, x = make_layer(), make_input()[:batch]
+def test_compiled_it_gives_the_same(batch):
+    layer, x, mask = make_layer(), make_input()[:batch], torch.arange(29).expand(batch, -1) > 3
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), layer(x))
-    wanted = torch.autograd.grad(layer(x).sin().sum(), list(layer.parameters()))
-    torch.testing.assert_close(torch.autograd.grad(compiled(x).sin().sum(), list(layer.parameters())), wanted)
+    for inputs in ((x,), (x, mask)):
+        torch.testing.assert_close(compiled(*inputs), layer(*inputs))
+        wanted = torch.autograd.grad(layer(*inputs).sin().sum(), list(layer.parameters()))
+        given = torch.autograd.grad(compiled(*inputs).sin().sum(), list(layer.parameters()))
+        torch.testing.assert_close(given, wanted)
 
 
-def test_all_of_a_layer_is_made_on_the_default_device():
+def test_exported_it_takes_any_number_of_tokens():
+    layer, x, mask = make_layer(), make_input(), torch.arange(29).expand(2, -1) > 3
+    tokens = torch.export.Dim("tokens", min=5, max=100)
+    exported = torch.export.export(layer, (x, mask), dynamic_shapes=({1: tokens}, {1: tokens})).module()
+    for length in (29, 17):
+        torch.testing.assert_close(exported(x[:, :length], mask[:, :length]), layer(x[:, :length], mask[:, :length]))
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_changes_no_gradient(use_reentrant):
+    layer, x = make_layer(), make_input().requires_grad_()
+    wanted = torch.autograd.grad(layer(x).sin().sum(), [x, *layer.parameters()])
+    checkpoint(layer, x, use_reentrant=use_reentrant).sin().sum().backward()
+    assert all(map(torch.equal, wanted, [x.grad, *(parameter.grad for parameter in layer.parameters())]))
+
+
+def test_per_sample_gradients_and_ensembles_equal_a_loop():
+    """functional_call under vmap(grad): over samples with shared parameters, and over layers with their own."""
+    layers, x = [make_layer(), LSHSelfAttention(11, 6, 3, chunk_size=4, num_buckets=4, num_hashes=2)], make_input()
+    mask = torch.arange(29) < torch.tensor([[23], [29]])
+
+    def loss(parameters, buffers, x, mask):
+        return torch.func.functional_call(layers[0], (parameters, buffers), (x, mask)).sin().sum()
+
+    def by_backward(layer, x, mask):
+        names, parameters = zip(*layer.named_parameters())
+        return dict(zip(names, torch.autograd.grad(layer(x, mask).sin().sum(), parameters)))
+
+    shared = {name: t.detach() for name, t in layers[0].named_parameters()}, dict(layers[0].named_buffers())
+    per_sample = torch.vmap(torch.func.grad(loss), (None, None, 0, 0))(*shared, x, mask)
+    ensemble = torch.vmap(torch.func.grad(loss), (0, 0, None, None))(*torch.func.stack_module_state(layers), x, mask)
+    for i in range(2):
+        expected = by_backward(layers[0], x[i], mask[i]), by_backward(layers[i], x, mask)
+        actual = ({name: t[i] for name, t in gradients.items()} for gradients in (per_sample, ensemble))
+        torch.testing.assert_close(tuple(actual), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_quantised_it_stays_close():
+    layer, x = make_layer(num_buckets=2, chunk_size=29).eval(), make_input()
+    quantised = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)
+    assert not isinstance(quantised.W_query_key, nn.Linear)
+    assert quantised(x).shape == (2, 29, 6)
+
+
+def test_linears_may_be_replaced_by_any_module():
+    layer, x = make_layer(), make_input()
+    expected = layer(x)
+    for name in ("W_query_key", "W_value", "out_proj"):
+        linear = getattr(layer, name)
+        setattr(layer, name, nn.Sequential(nn.Identity(), linear))  # has no weight and no in_features
+    assert torch.equal(layer(x), expected)
+
+
+def test_a_layer_is_created_entirely_on_the_default_device():
     with torch.device("meta"):
         layer = make_layer()
     assert {t.device.type for t in layer.state_dict().values()} == {"meta"}
@@ -114,6 +245,13 @@ def test_half_precision_and_autocast():
     assert layer.to(torch.bfloat16)(x.to(torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(0, 29, 11), (2, 0, 11), (0, 11)])
+def test_empty_inputs(shape):
+    x, layer = torch.ones(shape), make_layer()
+    assert layer(x).shape == (*shape[:-1], 6)
+    assert layer(x, torch.ones(shape[:-1], dtype=torch.bool)).shape == (*shape[:-1], 6)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="d_out must be divisible by num_heads; got d_out=6, num_heads=4"):
         LSHSelfAttention(11, 6, 4)
@@ -121,10 +259,15 @@ def test_errors():
         make_layer(num_buckets=3)
     with pytest.raises(ValueError, match="chunk_size must be at least 1; got 0"):
         make_layer(chunk_size=0)
+    for name in ("is_causal", "qkv_bias"):
+        with pytest.raises(TypeError, match=f"{name} must be a .*bool; got str"):
+            make_layer(**{name: "no"})
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator; got int"):
+        make_layer().resample_rotations(3)
     with pytest.raises(ValueError, match=r"x must have shape \(batch, tokens, d_in=11\) or \(tokens, d_in=11\)"):
         make_layer()(torch.ones(2, 29, 7))
-    with pytest.raises(ValueError, match=r"key_mask must have shape \(batch=2, tokens=29\); got \(2, 7\)"):
-        make_layer()(make_input(), torch.ones(2, 7, dtype=torch.bool))
-    for x in (make_input(), make_input()[0]):
-        with pytest.raises(TypeError, match="key_mask must be a boolean tensor, True = real; got list"):
+    for x, axes, wrong in ((make_input(), "batch=2, tokens=29", (2, 7)), (make_input()[0], "tokens=29", (7,))):
+        with pytest.raises(ValueError, match=re.escape(f"key_mask must have shape ({axes}); got {wrong}")):
+            make_layer()(x, torch.ones(wrong, dtype=torch.bool))
+        with pytest.raises(TypeError, match="key_mask must be a boolean tensor, True = real token; got list"):
             make_layer()(x, [True] * 29)

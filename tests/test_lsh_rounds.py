@@ -1,4 +1,4 @@
-"""The rounds of LSH attention against the definition, written with loops in float64."""
+"""The rounds of LSH attention against the definition, in float64."""
 
 import itertools
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlib.lsh import _rounds, _sorted, hash_buckets, lsh_attention, random_rotations
+from attnlib.lsh import hash_buckets, lsh_attention, random_rotations
 from lsh_oracle import oracle
 
 FLAGS = [
@@ -60,20 +61,22 @@ def test_every_combination_agrees_with_the_definition(flags, padding):
         check_against_oracle(query_key, value, rotations, chunk_size=chunk_size, key_mask=mask, scale=0.7, **flags)
 
 
+@pytest.mark.parametrize(("tokens", "chunk_size", "heads"), [(601, 401, 1), (1103, 127, 1), (293, 61, 13)])
 @pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
-def test_blocks_and_groups_of_any_size_give_the_same(flags, monkeypatch):
-    query_key, value = make_inputs(31)
-    rotations = random_rotations(5, 4, 3, num_heads=3, dtype=torch.float64)
-    for scores in (1, 2 * 3 * 3, 4 * 2 * 3 * 3, 25 * 2 * 3 * 3, 10**6):  # 1, 1, 4 chunks of 11; 2 heads of 6; all
-        monkeypatch.setitem(_sorted.SCORES, "cpu", scores)
-        for mask in (None, make_mask("middle", 31)):
-            check_against_oracle(query_key, value, rotations, chunk_size=3, key_mask=mask, **flags)
+def test_sequences_and_heads_that_take_several_blocks(flags, tokens, chunk_size, heads):
+    """On a CPU: blocks of one chunk; of eight chunks; and all chunks of several heads, with some heads left over."""
+    query_key, value = make_inputs(tokens, batch=1, heads=heads)
+    rotations = random_rotations(5, 4, 3, num_heads=heads, dtype=torch.float64)
+    for mask in (None, make_mask("middle", tokens, 1)):
+        check_against_oracle(query_key, value, rotations, chunk_size=chunk_size, key_mask=mask, **flags)
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
 def test_a_bucket_longer_than_many_chunks(flags):
     query_key, value = make_inputs(37, batch=1)
-    one_bucket = torch.zeros(1, 2, 5, 1, dtype=torch.float64)  # every projection is 0, so that all fall into bucket 0
+    one_bucket = torch.zeros(
+        1, 2, 5, 1, dtype=torch.float64
+    )  # every projection is 0, so every token falls into bucket 0
     assert (hash_buckets(query_key, one_bucket) == 0).all()
     check_against_oracle(query_key, value, one_bucket, chunk_size=3, **flags)
 
@@ -85,7 +88,7 @@ def test_a_chunk_longer_than_the_sequence(flags):
     check_against_oracle(query_key, value, rotations, chunk_size=100, key_mask=make_mask("left", 11), **flags)
 
 
-def test_a_chunk_far_longer_than_the_sequence_takes_no_more_room():
+def test_a_chunk_far_longer_than_the_sequence_needs_no_extra_memory():
     query_key, value = make_inputs(11)
     rotations = random_rotations(5, 2, 3, dtype=torch.float64)
     for flags in FLAGS:
@@ -106,7 +109,7 @@ def test_a_chunk_of_one_and_buckets_with_one_token(flags):
 
 @pytest.mark.parametrize("tokens", range(1, 201))
 def test_every_length_up_to_200(tokens):
-    """Flags, padding, chunk and number of heads change with the length."""
+    """Flags, padding, chunk size and number of heads vary with the length."""
     flags = FLAGS[tokens % len(FLAGS)]
     mask = make_mask(PADDING[tokens // 3 % len(PADDING)], tokens)
     query_key, value = make_inputs(tokens, heads=1 + tokens % 2, seed=tokens)
@@ -118,7 +121,7 @@ def test_every_length_up_to_200(tokens):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_any_buckets_any_padding(data):
+def test_any_buckets_and_any_padding(data):
     tokens = data.draw(st.integers(1, 23))
     flags = {name: data.draw(st.booleans(), label=name) for name in ("is_causal", "count_once", "across_buckets")}
     mask = data.draw(st.lists(st.booleans(), min_size=2 * tokens, max_size=2 * tokens))
@@ -136,7 +139,7 @@ def test_any_buckets_any_padding(data):
 
 
 @pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
-def test_gradients_by_differences(flags):
+def test_gradients_against_finite_differences(flags):
     query_key, value = (t[..., :3] for t in make_inputs(7, batch=1, heads=1))
     rotations = random_rotations(3, 2, 3, dtype=torch.float64)
     mask = torch.arange(7)[None] != 4
@@ -147,23 +150,33 @@ def test_gradients_by_differences(flags):
     assert torch.autograd.gradcheck(call, (query_key.clone().requires_grad_(), value.clone().requires_grad_()))
 
 
+class Operators(TorchDispatchMode):
+    """Records the last call of each operator that attnlib has registered with torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "attnlib":
+            self.calls[function] = args
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_buckets", [4, 2**20])  # the last has codes that need float64
 @pytest.mark.parametrize("layout", ["rows", "split heads"])
-def test_torch_knows_what_the_operators_give(layout, monkeypatch):
-    """Shapes, strides and gradients that torch.compile plans with are those that come."""
-    calls, operators = {}, {name: getattr(_rounds, name) for name in ("lsh_forward", "lsh_backward")}
-    for name, operator in operators.items():
-        spy = lambda *inputs, name=name, operator=operator: calls.update({name: inputs}) or operator(*inputs)  # noqa: E731
-        monkeypatch.setattr(_rounds, name, spy)
-    query_key, value = (t.requires_grad_() for t in make_inputs(13, batch=1))
+def test_the_operators_keep_what_they_promise_to_torch(layout, num_buckets):
+    """torch.compile plans with the shapes, dtypes and strides that the operators declare."""
+    query_key, value = (t.float() for t in make_inputs(13, batch=1))
     if layout == "split heads":
         query_key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query_key, value))
-    rotations = random_rotations(5, 4, 2, dtype=torch.float64)
-    lsh_attention(query_key, value, rotations, chunk_size=3).sin().sum().backward()
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for name, inputs in calls.items():
+    query_key.requires_grad_(), value.requires_grad_()
+    with Operators() as operators:
+        lsh_attention(query_key, value, random_rotations(5, num_buckets, 2), chunk_size=3).sin().sum().backward()
+    for operator, inputs in operators.calls.items():
         inputs = tuple(t.detach() if isinstance(t, torch.Tensor) else t for t in inputs)
-        torch.library.opcheck(operators[name], inputs, test_utils=checks)
-    assert len(calls) == 2
+        torch.library.opcheck(operator, inputs, test_utils=("test_schema", "test_faketensor"))
+    assert len(operators.calls) == 3  # hash, forward, backward
 
 
 def test_gradient_of_one_input_alone():
@@ -180,7 +193,7 @@ def test_gradient_of_one_input_alone():
 
 @pytest.mark.parametrize("flags", FLAGS, ids=name_flags)
 def test_large_scores_stay_exact(flags):
-    """Scores of thousands, hidden ones far above the visible: exponentials must start from the visible ones."""
+    """Scores in the thousands, and hidden ones far above the visible: the maximum must be over visible scores only."""
     query_key, value = make_inputs(29)
     rotations = random_rotations(5, 4, 3, dtype=torch.float64)
     check_against_oracle(1000 * query_key, value, rotations, chunk_size=3, **flags)
@@ -191,7 +204,7 @@ def test_large_scores_stay_exact(flags):
 
 
 def test_codes_too_large_for_float32_are_kept_exact():
-    """In the last of 2**17 buckets codes go up to 2**25, where float32 counts in twos and fours."""
+    """In the last of 2**17 buckets, codes reach 2**25, where float32 has steps of 2 and 4."""
     query_key, value = (t.float() for t in make_inputs(300, batch=1, heads=1))
     query_key[..., 0] = -query_key[..., 0].abs()
     one_direction = torch.zeros(1, 1, 5, 2**16)

@@ -1,16 +1,17 @@
-"""Heads laid out in the sorted order of one round, chunk after chunk, and the masked scores of a block of chunks.
+"""Heads in the sorted order of each round, cut into chunks, and the masked scores of a block of chunks.
 
-Who sees whom is arithmetic here: every token has a code, a key is visible where the difference of two codes lies in a
-range, and how far it lies outside becomes a penalty, times ``HUGE``, that the matrix product starts from. Subtracting
-and clamping floats runs through the wide units of a processor, where comparing and masking do not. The codes are
-integers or halves below 2**22, and HUGE is a power of two, so that nothing is rounded: a visible pair has penalty 0.
+Masking is arithmetic here. Every token has a code, and a query sees a key if the difference of their codes lies in a
+certain range. How far it lies outside, times ``HUGE``, is a penalty that the matrix product of the scores starts from.
+Subtracting and clamping floats uses a processor's vector units, which comparing and masking do not. The codes are
+integers or halves below 2**22 and HUGE is a power of two, so nothing is rounded: the penalty of a visible pair is 0.
 
-Scores and log-sum-exps are in base 2, ``2^(score · log2 e) = e^score``: where results round to zero, as they do for
-whatever is hidden, PyTorch's exp takes up to sixty times as long on some processors, and exp2 no longer than elsewhere.
+Scores and log-sum-exps are in base 2, ``2^(score · log2 e) = e^score``. Hidden pairs make most results round to zero,
+and there PyTorch's exp is up to sixty times slower on some processors, while exp2 is not.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,13 +20,33 @@ from torch import Tensor
 
 HUGE = 2.0**96  # exp2(−HUGE / 4) is 0 in every dtype, and 2**24 · HUGE is finite in float32
 LOG2_E = math.log2(math.e)
-MOST = 2**22  # codes stay below
-SCORES = {"cpu": 2**18}  # scores in a block: what a core's cache holds
-SCORES_ELSEWHERE = 2**23  # what keeps an accelerator busy
+MOST = 2**22  # upper limit of the codes
+SCORES = {"cpu": 2**18}  # scores in a block: what the cache of one core holds
+SCORES_ELSEWHERE = 2**23  # enough to keep an accelerator busy
+
+
+class Heads(NamedTuple):
+    """What LSH attention works on, with batch and heads as one axis.
+
+    Attributes:
+        query_key: (heads, tokens, head_dim).
+        value: (heads, tokens, value_dim).
+        buckets: integers (heads, num_hashes, tokens), the bucket of each token.
+        order: integers (heads, num_hashes, tokens), the token at each place of the sorted order.
+        slot: integers (heads, num_hashes, tokens), the place of each token in the sorted order.
+        real: boolean (heads, tokens), or None if there is no padding.
+    """
+
+    query_key: Tensor
+    value: Tensor
+    buckets: Tensor
+    order: Tensor
+    slot: Tensor
+    real: Tensor | None
 
 
 class Rule(NamedTuple):
-    """Who sees whom, besides the buckets: the options of ``lsh_attention``."""
+    """Who may see whom: the options of ``lsh_attention``, and the arithmetic that they stand for."""
 
     chunk_size: int
     num_buckets: int
@@ -34,164 +55,225 @@ class Rule(NamedTuple):
     across_buckets: bool
     scale: float
 
+    def codes(self, slot: Tensor, buckets: Tensor, span: int) -> tuple[Tensor, Tensor]:
+        """Two codes of each token, (heads, num_hashes, tokens).
 
-class SortedHeads:
-    """Buffers for a group of heads, allocated once; ``load`` fills them with heads, ``sort`` with a round's order.
+        The first decides who is visible within a round's own windows. The second decides for any pair of tokens of one
+        head, so it can tell whether an earlier round has shown the pair.
+        """
+        head = torch.arange(len(slot), device=slot.device)[:, None, None]
+        if self.is_causal and not self.across_buckets:
+            code = slot + buckets * self.chunk_size + head * span
+            return code, code
+        code = slot // self.chunk_size  # only the first codes need to tell heads apart
+        if not self.across_buckets:
+            return buckets + head * span, code + 2 * buckets
+        if self.is_causal:
+            position = torch.arange(slot.shape[2], device=slot.device)
+            return (position + (len(slot) - head) * slot.shape[2]).expand_as(code), code
+        return head.expand_as(code), code
 
-    Args:
-        query_key: (heads, tokens, head_dim), batch and heads as one axis.
-        value: (heads, tokens, value_dim).
-        buckets, order, slot: integers (heads, num_hashes, tokens): the bucket of each token, the token in each place of
-            the sorted order, and the place of each token.
-        real: boolean (heads, tokens) or None; the others see and are seen by nobody.
-    """
+    def middles(self) -> tuple[float, float]:
+        """The middle of the visible range of differences, for the first codes and for the second."""
+        if self.is_causal and not self.across_buckets:
+            return (self.chunk_size + 1) / 2, (self.chunk_size + 1) / 2  # 1 … chunk_size places back
+        return float(self.is_causal), 0.5  # 0 or 1 chunks back
 
-    def __init__(
-        self,
-        query_key: Tensor,
-        value: Tensor,
-        buckets: Tensor,
-        order: Tensor,
-        slot: Tensor,
-        real: Tensor | None,
-        rule: Rule,
-    ) -> None:
-        self.query_key, self.value, self.real, self.rule = query_key, value, real, rule
-        self.buckets, self.order, self.slot = buckets, order, slot
-        self.num_heads, self.num_hashes, self.tokens = order.shape
-        self.head_dim, self.value_dim = query_key.shape[-1], value.shape[-1]
-        c = self.chunk_size = rule.chunk_size
-        self.chunks = -(-self.tokens // c)
-        self.width = self.chunks * c  # places of a head, the last ones empty
-        span = self.width + (rule.num_buckets + 2) * max(c, 2)  # codes of a head
-        dtype = torch.promote_types(value.dtype, torch.float32)
-        self.dtype = dtype if span < MOST else torch.float64
-        block = max(1, SCORES.get(value.device.type, SCORES_ELSEWHERE) // (2 * c * c))
-        self.group = min(self.num_heads, max(1, min(block // self.chunks, MOST // span)))
-        self.block = min(block, self.group * self.chunks)
-        self.span = span
-        self.far = 2.0 * (self.group + 1) * span  # the code of padding and of places that no token fills
-        # Row 0 of the table stands for a place that no token fills: zeros, seen by nobody.
-        self.table = self.new(1 + self.group * self.tokens, self.head_dim + self.value_dim)
-        self.table[0] = 0.0
-        self.places = self.new((1 + self.block) * c, self.head_dim + self.value_dim)
-        windows = self.windows(self.places)  # (block, 2c, head_dim + value_dim)
-        self.all_keys, self.all_values = windows[..., : self.head_dim], windows[..., self.head_dim :]
-        self.all_own = self.all_keys[:, c:]
-        self.all_queries = self.new(self.block, c, self.head_dim)
-        # A key is visible where query's code − key's code lies between these two.
-        low, high = (1, c) if rule.is_causal and not rule.across_buckets else (0, 1)
-        self.middle, self.reach = (low + high) / 2, ((high - low) / 2 + 0.25) * HUGE
-        self.own_middle = self.middle if low else float(rule.is_causal)
-        self.scratch = self.new(min(3, self.num_hashes) if rule.count_once else 1, self.block, c, 2 * c)
+    def penalty(self, own: Tensor, earlier: Iterator[Tensor]) -> Tensor:
+        """Turn gaps into penalties, in place: 0 for a visible pair, and at least HUGE/4 for a hidden one.
+
+        A gap is the key's code − the query's code + the middle of the visible range, times HUGE: ``own`` by the first
+        codes of this round, and ``earlier`` by the second codes of the rounds before.
+        """
+        reach = HUGE / 4
+        if self.is_causal and not self.across_buckets:
+            reach += HUGE * (self.chunk_size - 1) / 2
+            own.abs_().sub_(reach).clamp_min_(0.0)
+        else:
+            reach += HUGE / 2
+            if self.is_causal:  # these codes are positions
+                own.clamp_min_(0.0)
+            else:  # these codes are buckets; a token does not see itself
+                own.abs_().diagonal(self.chunk_size, 1, 2).fill_(HUGE)
+        nearest = next(earlier, None)
+        if nearest is not None:
+            nearest.abs_()
+            for gap in earlier:
+                torch.minimum(nearest, gap.abs_(), out=nearest)
+            own.add_(nearest.neg_().add_(reach).clamp_min_(0.0))
+        return own
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes that follow from the inputs and the rule, all fixed before anything is computed."""
+
+    rule: Rule
+    num_heads: int
+    num_hashes: int
+    tokens: int
+    head_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    chunks: int  # in each head; the last places of the last chunk may be empty
+    span: int  # how many codes a head may use
+    group: int  # heads that are sorted together
+    block: int  # chunks whose scores exist at the same time
+
+    @classmethod
+    def of(cls, heads: Heads, rule: Rule) -> "Layout":
+        (num_heads, num_hashes, tokens), device = heads.order.shape, heads.value.device
+        c = rule.chunk_size
+        chunks = -(-tokens // c)
+        span = chunks * c + (rule.num_buckets + 2) * max(c, 2)
+        dtype = torch.promote_types(heads.value.dtype, torch.float32) if span < MOST else torch.float64
+        block = max(1, SCORES.get(device.type, SCORES_ELSEWHERE) // (2 * c * c))
+        group = min(num_heads, max(1, min(block // chunks, MOST // span)))
+        sizes = num_heads, num_hashes, tokens, heads.query_key.shape[-1], heads.value.shape[-1]
+        return cls(rule, *sizes, dtype, device, chunks, span, group, min(block, group * chunks))
 
     def new(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.value.device)
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
 
-    def groups(self) -> Iterator[slice]:
+    def windows(self, rows: Tensor) -> Tensor:
+        """Every chunk but the first, each with the chunk before it, as an overlapping view: (chunks − 1, 2c, …)."""
+        c = self.rule.chunk_size
+        size, stride = (len(rows) // c - 1, 2 * c, *rows.shape[1:]), (c * rows.stride(0), *rows.stride())
+        return rows.as_strided(size, stride)
+
+    def groups(self, heads: Heads) -> Iterator["Group"]:
+        """Load one group of heads after another. They share their buffers, so finish with one before the next."""
+        buffers = Buffers.of(self)
         for first in range(0, self.num_heads, self.group):
-            yield slice(first, min(first + self.group, self.num_heads))
+            some = slice(first, min(first + self.group, self.num_heads))
+            part = Heads._make(None if t is None else t[some] for t in heads)
+            yield Group.load(self, buffers, part, some)
+
+
+@dataclass(frozen=True, eq=False)
+class Buffers:
+    """Memory that is allocated once and used for every block."""
+
+    table: Tensor  # (1 + group · tokens, head_dim + value_dim): unit keys and values; row 0 is for empty places
+    places: Tensor  # ((1 + block) · c, head_dim + value_dim): rows of the table, in sorted order
+    keys: Tensor  # (block, 2c, head_dim), a view of places
+    values: Tensor  # (block, 2c, value_dim), a view of places
+    queries: Tensor  # (block, c, head_dim)
+    gaps: Tensor  # (1 … 3, block, c, 2c)
+
+    @classmethod
+    def of(cls, layout: Layout) -> "Buffers":
+        c, d, width = layout.rule.chunk_size, layout.head_dim, layout.head_dim + layout.value_dim
+        table = layout.new(1 + layout.group * layout.tokens, width)
+        table[0] = 0.0
+        places = layout.new((1 + layout.block) * c, width)
+        windows = layout.windows(places)
+        gaps = layout.new(min(3, layout.num_hashes) if layout.rule.count_once else 1, layout.block, c, 2 * c)
+        return cls(table, places, windows[..., :d], windows[..., d:], layout.new(layout.block, c, d), gaps)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Some heads, loaded: their unit keys and values are in the table, in the order of the tokens."""
+
+    layout: Layout
+    buffers: Buffers
+    heads: slice
+    real: Tensor | None  # (count, tokens)
+    norm: Tensor  # (1 + count · tokens,): factors that turn unit keys into queries, scale and log2 e included
+    inverse_norm: Tensor  # (count · tokens, 1)
+    own_codes: Tensor  # (num_hashes, 1 + count · tokens): the first codes of ``Rule.codes``, times HUGE
+    codes: Tensor  # (num_hashes, 1 + count · tokens): the second codes, times HUGE
+    place: Tensor  # (num_hashes, count · tokens): where each token is in the sorted order
+    taken: Tensor  # (count, num_hashes, width): the row of the table for each place, 0 for an empty place
+
+    @classmethod
+    def load(cls, layout: Layout, buffers: Buffers, heads: Heads, which: slice) -> "Group":
+        count, c = len(heads.value), layout.rule.chunk_size
+        query = heads.query_key.to(layout.dtype)
+        norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)  # (count, tokens, 1)
+        inverse = norm.reciprocal().masked_fill_(norm == 0, 0.0)
+        table = buffers.table[1 : 1 + count * layout.tokens].view(count, layout.tokens, -1)
+        torch.mul(query, inverse, out=table[..., : layout.head_dim])
+        table[..., layout.head_dim :] = heads.value
+        if heads.real is not None:
+            hidden = ~heads.real[..., None]
+            table.masked_fill_(hidden, 0.0)
+            norm, inverse = norm.masked_fill(hidden, 0.0), inverse.masked_fill(hidden, 0.0)
+        norm = F.pad((norm * (layout.rule.scale * LOG2_E)).flatten(), (1, 0))
+        far = 2.0 * (layout.group + 1) * layout.span  # the code of padding and of empty places
+        own_codes, codes = (
+            (code if heads.real is None else code.masked_fill(~heads.real[:, None], far))
+            for code in (code.to(layout.dtype) for code in layout.rule.codes(heads.slot, heads.buckets, layout.span))
+        )
+        own_codes, codes = (
+            F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=far) * HUGE for code in (own_codes, codes)
+        )
+        first, width = torch.arange(count, device=layout.device)[:, None, None], layout.chunks * c
+        place = (heads.slot + first * width).transpose(0, 1).flatten(1)
+        taken = F.pad(heads.order + (1 + first * layout.tokens), (0, width - layout.tokens))
+        return cls(layout, buffers, which, heads.real, norm, inverse.flatten()[:, None], own_codes, codes, place, taken)
+
+    @property
+    def table(self) -> Tensor:
+        """Unit keys and values, (count · tokens, head_dim + value_dim)."""
+        return self.buffers.table[1 : 1 + self.place.shape[1]]
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last chunk (exclusive) of each block, counted over all heads of the group."""
-        total = self.count * self.chunks
-        for first in range(0, total, self.block):
-            yield first, min(first + self.block, total)
+        return _ranges(len(self.taken) * self.layout.chunks, self.layout.block)
 
     def pieces(self) -> Iterator[tuple[int, int]]:
         """First and last token (exclusive) of runs as long as a block, counted over all heads of the group."""
-        total, size = self.count * self.tokens, self.block * self.chunk_size
-        for first in range(0, total, size):
-            yield first, min(first + size, total)
+        return _ranges(self.place.shape[1], self.layout.block * self.layout.rule.chunk_size)
 
-    def load(self, heads: slice) -> None:
-        """Fill the table with unit keys and values, in the order of tokens, and draw up the codes."""
-        self.heads, self.count = heads, heads.stop - heads.start
-        query = self.query_key[heads].to(self.dtype)
-        norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)  # (count, tokens, 1)
-        inverse = norm.reciprocal().masked_fill_(norm == 0, 0.0)
-        table = self.table[1 : 1 + self.count * self.tokens].view(self.count, self.tokens, -1)
-        torch.mul(query, inverse, out=table[..., : self.head_dim])
-        table[..., self.head_dim :] = self.value[heads]
-        if self.real is not None:
-            hidden = ~self.real[heads][..., None]
-            table.masked_fill_(hidden, 0.0)
-            norm, inverse = norm.masked_fill(hidden, 0.0), inverse.masked_fill(hidden, 0.0)
-        self.inverse_norm = inverse
-        self.norm = F.pad((norm * (self.rule.scale * LOG2_E)).flatten(), (1, 0))
-        self.own_codes, self.codes = (self._in_places(code) for code in self._codes())
-        # Where each token stands in the sorted orders, and who stands in each place: a row of the table.
-        first = torch.arange(self.count, device=self.slot.device)[:, None, None]
-        self.place = (self.slot[heads] + first * self.width).transpose(0, 1).flatten(1)
-        self.taken = F.pad(self.order[heads] + (1 + first * self.tokens), (0, self.width - self.tokens))
+    def sort(self, r: int) -> "Round":
+        """Put the heads into the sorted order of round r."""
+        c, rule = self.layout.rule.chunk_size, self.layout.rule
+        rows = F.pad(self.taken[:, r].flatten(), (c, 0))
+        earlier, (own_middle, middle) = r if rule.count_once else 0, rule.middles()
+        codes = torch.cat([self.own_codes[r : r + 1], self.codes[:earlier]]).index_select(1, rows)
+        shift = torch.tensor([own_middle] + [middle] * earlier, dtype=codes.dtype, device=codes.device) * HUGE
+        query_codes = (codes[:, c:] - shift[:, None]).view(len(codes), -1, c, 1)
+        key_codes = [self.layout.windows(code).unsqueeze(1) for code in codes]
+        return Round(self, rows, self.norm[rows[c:]].view(-1, c, 1), query_codes, key_codes)
 
-    def _codes(self) -> tuple[Tensor, Tensor]:
-        """Two codes of each token, (count, num_hashes, tokens): ``own`` decides who is visible in a round's own windows
-        and ``code`` for any pair of one head."""
-        rule, slot, buckets = self.rule, self.slot[self.heads], self.buckets[self.heads]
-        head = torch.arange(self.count, device=slot.device)[:, None, None]
-        if rule.is_causal and not rule.across_buckets:
-            code = slot + buckets * rule.chunk_size + head * self.span
-            return code, code
-        code = slot // rule.chunk_size  # heads are told apart by their own codes
-        if not rule.across_buckets:
-            return buckets + head * self.span, code + 2 * buckets
-        if rule.is_causal:
-            position = torch.arange(self.tokens, device=slot.device)
-            return (position + (self.count - head) * self.tokens).expand_as(code), code
-        return head.expand_as(code), code
 
-    def _in_places(self, code: Tensor) -> Tensor:
-        code = code.to(self.dtype)
-        if self.real is not None:
-            code = code.masked_fill(~self.real[self.heads][:, None], self.far)
-        return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=self.far) * HUGE  # (num_hashes, 1 + count · tokens)
+class Block(NamedTuple):
+    """Some chunks of a round, in buffers that the next block overwrites."""
 
-    def windows(self, rows: Tensor) -> Tensor:
-        """Each chunk but the first, with its neighbour before it, as an overlapping view: (chunks − 1, 2c, …)."""
-        c = self.chunk_size
-        size, stride = (rows.shape[0] // c - 1, 2 * c, *rows.shape[1:]), (c * rows.stride(0), *rows.stride())
-        return rows.as_strided(size, stride)
+    scores: Tensor  # (chunks, c, 2c), times log2 e; at most −HUGE/8 for hidden pairs
+    query: Tensor  # (chunks, c, head_dim), scaled
+    keys: Tensor  # (chunks, 2c, head_dim), of length 1
+    values: Tensor  # (chunks, 2c, value_dim)
 
-    def sort(self, r: int) -> None:
-        """Take up the sorted order of round r, behind an empty chunk that the first may look back to."""
-        c, rule = self.chunk_size, self.rule
-        self.rows = F.pad(self.taken[:, r].flatten(), (c, 0))  # of the table
-        self.sorted_norm = self.norm[self.rows[c:]].view(-1, c, 1)
-        earlier = r if rule.count_once else 0
-        codes = torch.cat([self.own_codes[r : r + 1], self.codes[:earlier]]).index_select(1, self.rows)
-        shift = torch.tensor([self.own_middle] + [self.middle] * earlier, dtype=self.dtype, device=codes.device) * HUGE
-        self.query_codes = (codes[:, c:] - shift[:, None]).view(len(codes), -1, c, 1)
-        self.key_codes = [self.windows(code).unsqueeze(1) for code in codes]  # each (chunks, 1, 2c)
 
-    def scores(self, first: int, last: int) -> Tensor:
-        """Scores · log2 e, (block, c, 2c), of chunks first … last, at most −HUGE/8 where a query may not look.
+class Round(NamedTuple):
+    """A group of heads in the sorted order of one round, behind an empty chunk for the first one to look back to."""
 
-        They lie in a buffer, like the block's ``query`` (block, c, head_dim), ``keys`` and ``values`` (block, 2c, …).
-        """
-        c, count = self.chunk_size, last - first
-        torch.index_select(self.table, 0, self.rows[first * c : (last + 1) * c], out=self.places[: (count + 1) * c])
-        self.keys, self.values = self.all_keys[:count], self.all_values[:count]
-        self.query = torch.mul(self.all_own[:count], self.sorted_norm[first:last], out=self.all_queries[:count])
-        return self._penalty(first, last).baddbmm_(self.query, self.keys.mT, beta=-1)
+    group: Group
+    rows: Tensor  # (c + count · width,), rows of the table
+    norm: Tensor  # (chunks, c, 1)
+    query_codes: Tensor  # (1 + earlier rounds, chunks, c, 1)
+    key_codes: list[Tensor]  # for this round and each earlier one (chunks, 1, 2c)
 
-    def _penalty(self, first: int, last: int) -> Tensor:
-        """HUGE times how far each pair is from being visible: 0, or at least HUGE/4; (block, c, 2c), in a buffer."""
-        rule, scratch = self.rule, self.scratch[:, : last - first]
-        penalty = self._gap(0, first, last, scratch[0])
-        if rule.is_causal and rule.across_buckets:  # own codes are positions, and this is how far a key lies after
-            penalty.clamp_min_(0.0)
-        elif rule.is_causal:  # own codes tell bucket and place
-            penalty.abs_().sub_(self.reach).clamp_min_(0.0)
-        else:  # own codes are buckets
-            penalty.abs_().diagonal(self.chunk_size, 1, 2).fill_(HUGE)  # not itself
-        if len(self.key_codes) > 1:  # what an earlier round has shown
-            nearest = self._gap(1, first, last, scratch[1]).abs_()
-            for earlier in range(2, len(self.key_codes)):
-                torch.minimum(nearest, self._gap(earlier, first, last, scratch[2]).abs_(), out=nearest)
-            penalty.add_(nearest.neg_().add_(self.reach).clamp_min_(0.0))
-        return penalty
+    def block(self, first: int, last: int) -> Block:
+        """Queries, keys, values and scores of the chunks first … last − 1."""
+        buffers, rule, count = self.group.buffers, self.group.layout.rule, last - first
+        c = rule.chunk_size
+        rows = self.rows[first * c : (last + 1) * c]
+        torch.index_select(buffers.table, 0, rows, out=buffers.places[: len(rows)])
+        keys, values = buffers.keys[:count], buffers.values[:count]
+        query = torch.mul(keys[:, c:], self.norm[first:last], out=buffers.queries[:count])
 
-    def _gap(self, index: int, first: int, last: int, out: Tensor) -> Tensor:
-        """Key's code − query's code + the middle of the visible range, for the codes number `index`."""
-        return torch.sub(self.key_codes[index][first:last], self.query_codes[index, first:last], out=out)
+        def gap(i: int) -> Tensor:
+            out = buffers.gaps[min(i, 2), :count]
+            return torch.sub(self.key_codes[i][first:last], self.query_codes[i, first:last], out=out)
+
+        penalty = rule.penalty(gap(0), map(gap, range(1, len(self.key_codes))))
+        return Block(penalty.baddbmm_(query, keys.mT, beta=-1), query, keys, values)
+
+
+def _ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((first, min(first + size, total)) for first in range(0, total, size))

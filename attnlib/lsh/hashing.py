@@ -1,4 +1,4 @@
-"""Hashing by random directions: vectors that point the same way tend to fall into the same bucket."""
+"""Hashing by random directions: vectors that point in similar directions tend to share a bucket."""
 
 import torch
 from torch import Tensor
@@ -6,8 +6,8 @@ from torch import Tensor
 from attnlib._validate import check_count, check_shape, check_tensor
 from attnlib.attend import without_autocast
 
-PROJECTED = {"cpu": 2**18}  # projections held at a time: what a core's cache holds
-PROJECTED_ELSEWHERE = 2**23  # what keeps an accelerator busy
+PROJECTED = {"cpu": 2**18}  # projections at a time: what the cache of one core holds
+PROJECTED_ELSEWHERE = 2**23  # enough to keep an accelerator busy
 
 
 def random_rotations(
@@ -22,24 +22,24 @@ def random_rotations(
 ) -> Tensor:
     """Draw the random directions that ``hash_buckets`` compares vectors with.
 
-    Formula: every number is a draw from the standard normal distribution. The directions are not orthogonal, so that
-    "rotations" is a habit of speech; with 2 buckets two vectors at angle θ share one with probability 1 − θ/π.
+    Formula: each number is drawn from the standard normal distribution. The directions are not orthogonal, so calling
+    them "rotations" is only a convention. With 2 buckets, two vectors at angle θ share one with probability 1 − θ/π.
 
     Args:
         head_dim: size of the vectors to be hashed.
-        num_buckets: number of buckets, even: each direction serves a bucket and its opposite another.
-        num_hashes: number of rounds, each with directions of its own.
-        num_heads: number of heads with directions of their own; 1 lets all heads share them.
-        generator: where the numbers come from. Without one they come from a fresh generator with seed 0: the same
-            directions at every call. The global generator is never touched.
-        dtype: floating-point dtype of the result; PyTorch's default where it is left out.
-        device: where the result lives; left out, it is where the generator lives. The draw is made there, then moved.
+        num_buckets: number of buckets; even, because each direction gives one bucket and its opposite another.
+        num_hashes: number of rounds, each with its own directions.
+        num_heads: number of heads with their own directions; 1 means that all heads share them.
+        generator: source of the numbers; default: a fresh generator with seed 0, so every call returns the same
+            directions. Pass ``torch.default_generator`` to draw from PyTorch's global generator.
+        dtype: floating-point dtype of the result; default: PyTorch's default dtype.
+        device: device of the result; default: the generator's. The numbers are always drawn on the generator's device.
 
     Returns:
         (num_heads, num_hashes, head_dim, num_buckets // 2).
 
     Raises:
-        TypeError: a size is no int, ``dtype`` no floating-point dtype, or ``generator`` no generator.
+        TypeError: a size is not an int, ``dtype`` is not a floating-point dtype, or ``generator`` is not a generator.
         ValueError: a size is below 1, or ``num_buckets`` is odd.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; Andoni et al. 2015, "Practical and optimal LSH for angular
@@ -53,7 +53,9 @@ def random_rotations(
     check_count("num_hashes", num_hashes)
     check_count("num_heads", num_heads)
     if num_buckets % 2:
-        raise ValueError(f"num_buckets must be even, a bucket for each direction and its opposite; got {num_buckets}")
+        raise ValueError(
+            f"num_buckets must be even, one for each direction and one for its opposite; got {num_buckets}"
+        )
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
@@ -62,17 +64,16 @@ def random_rotations(
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator; got {type(generator).__name__}")
     shape = (num_heads, num_hashes, head_dim, num_buckets // 2)
-    draw_dtype = torch.promote_types(dtype, torch.float32)  # the same directions in half precision, rounded
+    draw_dtype = torch.promote_types(dtype, torch.float32)  # half precision gets the same directions, rounded
     directions = torch.randn(shape, generator=generator, dtype=draw_dtype, device=generator.device)
     return directions.to(device=device, dtype=dtype)
 
 
-@torch.no_grad()
 def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
-    """Hash vectors by the direction that each lies nearest to, once for every round.
+    """Hash each vector, once for every round, by the direction it is closest to.
 
-    Formula: ``bucket = argmax([x R, −x R])``; where several are largest, the first of them. The length of x does not
-    matter. No gradient flows through a bucket's number.
+    Formula: ``bucket = argmax([x R, −x R])``, the first one if there are ties. The length of x does not matter. Bucket
+    numbers carry no gradient.
 
     Args:
         vectors: (batch, heads, tokens, head_dim).
@@ -82,7 +83,7 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
         int64 (batch, heads, num_hashes, tokens), each in 0 … num_buckets − 1.
 
     Raises:
-        TypeError: an argument is no floating-point tensor.
+        TypeError: an argument is not a floating-point tensor.
         ValueError: a shape or a device does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2, "Locality sensitive hashing".
@@ -95,6 +96,12 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     check_tensor("vectors", vectors)
     check_shape("vectors", vectors, "batch heads tokens head_dim")
     check_rotations(rotations, vectors, "vectors")
+    return find_buckets(vectors.detach(), rotations.detach())
+
+
+@torch.library.custom_op("attnlib::find_buckets", mutates_args=())
+def find_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
+    """``hash_buckets`` without its checks, in pieces that fit into the cache."""
     batch, heads, tokens, _ = vectors.shape
     num_hashes, half = rotations.shape[1], rotations.shape[3]
     buckets = torch.empty(batch * heads, num_hashes, tokens, dtype=torch.int64, device=vectors.device)
@@ -114,11 +121,29 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     return buckets.unflatten(0, (batch, heads))
 
 
-def _largest(projected: Tensor) -> Tensor:
-    """``argmax([x, −x])`` along the last axis, of operations that a CPU does many numbers at a time; argmax is not.
+@find_buckets.register_fake
+def _(vectors, rotations):
+    batch, heads, tokens, _ = vectors.shape
+    return vectors.new_empty((batch, heads, rotations.shape[1], tokens), dtype=torch.int64)
 
-    How far an entry lies below the largest, times a huge negative number, plus a rank that falls from first to last:
-    its maximum is the rank of the first entry that is the largest.
+
+@find_buckets.register_vmap
+def _(info, in_dims, vectors, rotations):
+    size, (vectors_dim, rotations_dim) = info.batch_size, in_dims
+    vectors = vectors.expand(size, *vectors.shape) if vectors_dim is None else vectors.movedim(vectors_dim, 0)
+    if rotations_dim is None:  # more of a batch
+        return find_buckets(vectors.flatten(0, 1), rotations).unflatten(0, (size, -1)), 0
+    heads = vectors.shape[2]  # more heads, each with its own directions
+    rotations = rotations.movedim(rotations_dim, 0).expand(-1, heads, -1, -1, -1).flatten(0, 1)
+    buckets = find_buckets(vectors.transpose(0, 1).flatten(1, 2), rotations)
+    return buckets.unflatten(1, (size, heads)), 1
+
+
+def _largest(projected: Tensor) -> Tensor:
+    """``argmax([x, −x])`` along the last axis, without argmax, which is slow because it is not vectorised on CPUs.
+
+    Take how far each entry lies below the largest, times a huge negative number, and add a rank that falls from first
+    to last. The maximum of that is the rank of the first of the largest entries.
     """
     half = projected.shape[-1]
     high, low = projected.amax(-1, keepdim=True), projected.amin(-1, keepdim=True)
@@ -131,7 +156,7 @@ def _largest(projected: Tensor) -> Tensor:
 
 
 def check_rotations(rotations: Tensor, vectors: Tensor, name: str) -> None:
-    """Directions that fit vectors (batch, heads, tokens, head_dim), which the caller knows as `name`."""
+    """Raise unless the directions fit vectors (batch, heads, tokens, head_dim), which the caller calls `name`."""
     check_tensor("rotations", rotations)
     heads, head_dim = vectors.shape[1], vectors.shape[3]
     shape = tuple(rotations.shape)

@@ -1,33 +1,33 @@
-"""A causal self-attention layer that looks by hashing, for long sequences."""
+"""A self-attention layer for long sequences: each token attends to those that hash to the same bucket."""
 
 import torch
 from torch import Tensor, nn
 
-from attnlib._validate import check_count, check_input
-from attnlib.lsh.attention import lsh_attention
+from attnlib._validate import check_bool, check_count, check_input, check_key_mask
+from attnlib.lsh._rounds import attend_rounds
+from attnlib.lsh._sorted import Rule
 from attnlib.lsh.hashing import random_rotations
-from attnlib.multi_head import join_heads, split_heads
 
 
 class LSHSelfAttention(nn.Module):
-    """Multi-head self-attention by hashing, with one projection for queries and keys.
+    """Multi-head self-attention by hashing, with one projection shared by queries and keys.
 
     Formula: ``out_proj(concat(A_1, …, A_n))`` where A_h is ``lsh_attention`` of the h-th slices of ``W_query_key(x)``
     and ``W_value(x)``, each ``head_dim = d_out / num_heads`` wide, with scale 1 and every key counted once.
 
-    The rounds hash with directions that are a buffer, so that a saved layer finds the same buckets again and every
-    forward is deterministic. They are drawn from a seed of their own, 0, and never touch the global generator. To
-    train, call ``resample_rotations`` before each step or now and then.
+    The directions that the rounds hash with are a buffer, so a saved layer finds the same buckets again and every
+    forward pass is deterministic. Each layer draws its own from PyTorch's global generator, after its Linears. During
+    training, call ``resample_rotations`` now and then, or before each step, so the layer cannot overfit to one draw.
 
-    There is no length below which this layer falls back to full attention: it hides the tokens of other buckets, so
-    that full attention is another function however few the tokens are.
+    The layer never falls back to full attention, however short the sequence: hiding the tokens of other buckets makes
+    it a different function.
 
     Args:
         d_in: size of a token's vector.
         d_out: size of a context vector, over all heads together; divisible by ``num_heads``.
-        num_heads: how many heads.
-        chunk_size: number of sorted tokens in a chunk; a causal token sees as many of its bucket.
-        num_buckets: number of buckets, even. It does not depend on the length, so that prefixes equal the whole.
+        num_heads: number of heads.
+        chunk_size: number of sorted tokens in a chunk; a causal token sees at most this many others in a round.
+        num_buckets: number of buckets, even. It is the same for every length, so prefixes agree with the whole.
         num_hashes: number of rounds.
         is_causal: hide later tokens.
         qkv_bias: whether W_query_key and W_value have a bias; ``out_proj`` always has one.
@@ -37,8 +37,10 @@ class LSHSelfAttention(nn.Module):
         rotations: buffer (num_heads, num_hashes, head_dim, num_buckets // 2), kept in the ``state_dict``.
 
     Raises:
-        TypeError, ValueError: a size is no positive int, d_out is not divisible by ``num_heads``, or ``num_buckets`` is
-            odd; in ``forward``, x of a wrong shape, dtype or device.
+        TypeError: a size is not an int, or ``is_causal`` or ``qkv_bias`` is not a bool; in ``forward``, x is not a
+            floating-point tensor, or ``key_mask`` is not boolean.
+        ValueError: a size is less than 1, d_out is not divisible by ``num_heads``, or ``num_buckets`` is odd; in
+            ``forward``, the shape of x or ``key_mask`` does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2.
 
@@ -65,30 +67,42 @@ class LSHSelfAttention(nn.Module):
         check_count("d_out", d_out)
         check_count("num_heads", num_heads)
         check_count("chunk_size", chunk_size)
+        check_bool("is_causal", is_causal)
+        check_bool("qkv_bias", qkv_bias)
         if d_out % num_heads:
             raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")
-        self.num_heads, self.chunk_size, self.is_causal = num_heads, chunk_size, is_causal
-        rotations = random_rotations(d_out // num_heads, num_buckets, num_hashes, num_heads=num_heads)
+        self.d_in, self.num_heads, self.chunk_size, self.is_causal = d_in, num_heads, chunk_size, is_causal
         self.W_query_key = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
         self.out_proj = nn.Linear(d_out, d_out)
+        rotations = random_rotations(
+            d_out // num_heads, num_buckets, num_hashes, num_heads=num_heads, generator=torch.default_generator
+        )
         self.register_buffer("rotations", rotations.to(self.W_value.weight.device))
 
     def resample_rotations(self, generator: torch.Generator | None = None) -> None:
-        """Draw new directions into the buffer, from ``generator`` as in ``random_rotations``."""
+        """Draw new directions, in place, from ``generator``; default: PyTorch's global generator."""
         heads, num_hashes, head_dim, half = self.rotations.shape
+        generator = torch.default_generator if generator is None else generator
         self.rotations.copy_(random_rotations(head_dim, 2 * half, num_hashes, num_heads=heads, generator=generator))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real; padding gets what ``out_proj`` makes of 0.
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Padding may hold anything, even NaN: no
+        real token sees it, its own output is ``out_proj``'s bias, and its gradient is zero.
         """
-        check_input(x, self.W_query_key.in_features)
-        if x.ndim == 2:
-            return self.forward(x[None], key_mask[None] if isinstance(key_mask, Tensor) else key_mask)[0]
-        query_key, value = (split_heads(linear(x), self.num_heads) for linear in (self.W_query_key, self.W_value))
-        heads = lsh_attention(
-            query_key, value, self.rotations, chunk_size=self.chunk_size, is_causal=self.is_causal, key_mask=key_mask
-        )  # (batch, num_heads, tokens, head_dim)
-        return self.out_proj(join_heads(heads))
+        check_input(x, self.d_in)
+        if key_mask is not None:
+            check_key_mask(key_mask, x)
+            x = x.masked_fill(~key_mask[..., None], 0.0)  # 0 · NaN would reach the gradients of the weights
+        batch = x if x.ndim == 3 else x[None]
+        mask = key_mask if key_mask is None or x.ndim == 3 else key_mask[None]
+        query_key, value = (
+            linear(batch).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, num_heads, tokens, head_dim)
+            for linear in (self.W_query_key, self.W_value)
+        )
+        rule = Rule(self.chunk_size, 2 * self.rotations.shape[-1], self.is_causal, True, False, scale=1.0)
+        heads = attend_rounds(query_key, value, self.rotations, mask, rule)  # (batch, num_heads, tokens, head_dim)
+        output = self.out_proj(heads.transpose(1, 2).flatten(2))
+        return output if x.ndim == 3 else output[0]
