@@ -12,11 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-from execute import source_hash  # noqa: E402
-
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TITLE = re.compile(r"# (\d\d) · \S")
 FORBIDDEN = re.compile(r"\b(simply|obviously|trivially|of course|just)\b", re.IGNORECASE)

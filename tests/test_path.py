@@ -2,15 +2,14 @@
 before its definition."""
 
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from reading import EXERCISE, counts, minutes, part, sections, tags
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
-from path import EXERCISE, counts, minutes, part, sections, tags  # noqa: E402
 
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 LONGER = {"06", "07", "10"}  # core paths of 75 minutes

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
-from path import EXERCISE, minutes, part, tags
 
 from attnlib import checks
+from reading import EXERCISE, minutes, part, tags
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_SOLUTIONS = re.compile(r"<!-- solutions -->.*?<!-- /solutions -->\s*", re.DOTALL)  # prose that needs them below
