@@ -12,6 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from execute import source_hash
+
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TITLE = re.compile(r"# (\d\d) · \S")

@@ -1,8 +1,8 @@
 """Run notebooks from top to bottom in a fresh kernel and leave clean files: python run.py execute [NOTEBOOK ...]
 
 What stays is what a reader needs and what can be compared: sources, outputs, tags, folding. Timings and widget state
-go. The metadata of the notebook is what JupyterLab would write, so that opening one does not mark it as modified. A hash of
-the sources is kept, so that a test can tell what was edited afterwards.
+go. The metadata of the notebook is what JupyterLab would write, so that opening one does not mark it as modified. A
+hash of the sources is kept, so that a test can tell what was edited afterwards.
 """
 
 import hashlib
