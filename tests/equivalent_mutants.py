@@ -1,6 +1,12 @@
 """Mutants that change nothing on any input that the exercise allows, each with the reason."""
 
 EQUIVALENT = {
+    "check_cosine_context": {
+        "def cosine_context(tokens):\n    directions = tokens / tokens.norm(dim=1, keepdim=True)\n"
+        "    return torch.softmax(directions @ directions.T, dim=-1) @ tokens": "tokens have two axes, so 1 is the last",
+        "def cosine_context(tokens):\n    directions = tokens / tokens.norm(dim=-1, keepdim=True)\n"
+        "    return torch.softmax(directions @ directions.T, dim=1) @ tokens": "scores have two axes, so 1 is the last",
+    },
     "check_same": {
         "def same(a, b):\n    return bool((b - a).abs().max() <= 1e-05)": (
             "the absolute value does not depend on the order of the subtraction"

@@ -239,10 +239,10 @@ class _Watch(TorchFunctionMode):
         met = f" The shapes that met are {a} and {b}."
         longer, shorter = (a, b) if len(a) >= len(b) else (b, a)
         if "matmul" in name or name in ("mm", "bmm", "__rmatmul__"):
-            fits = len(b) > 1 and len(a) > 0 and a[-1] == b[-1]
-            return f"{met} A product needs the last axis of the first to be the last but one of the second" + (
-                ": is .mT missing?" if fits else "."
-            )
+            missing = ": is .mT missing?" if len(b) > 1 and len(a) > 0 and a[-1] == b[-1] else "."
+            if len(a) > 2 and a == b[::-1]:
+                missing = ": .T reverses all axes, and .mT swaps only the last two."
+            return f"{met} A product needs the last axis of the first to be the last but one of the second{missing}"
         if len(longer) == len(shorter) + 1 and longer[:-1] == shorter:
             return f"{met} Is an axis missing: keepdim=True in a sum or maximum, or [..., None]?"
         return met
@@ -304,7 +304,9 @@ def _raised(error: Exception, answer: Callable) -> str:
             line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
         trace = trace.tb_next
     where = f" at `{line}`" if line else ""
-    return f"raised {type(error).__name__}{where}: {str(error).splitlines()[0] if str(error) else 'no message'}."
+    said = str(error).splitlines()[0] if str(error) else "no message"
+    advice = " Count axes from the end: dim=-1 is the last." if said.startswith("Dimension out of range") else ""
+    return f"raised {type(error).__name__}{where}: {said}.{advice}"
 
 
 def _described(exercise: Exercise, inputs: tuple) -> str:
