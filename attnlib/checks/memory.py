@@ -1,252 +1,341 @@
-"""Checks for notebook 06: keys cut into heads, a score for each memory, top-k attention, one softmax over two parts."""
-
-from collections.abc import Callable
+"""Exercises of notebook 06: keys cut into heads, a score for each memory, top-k attention, one softmax over two parts."""
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from attnlib.attend import Attended, attend, merge
-from attnlib.checks._judge import Verdict, judge
-from attnlib.memory import split_memory_heads
+from attnlib.checks.exercise import Exercise, draw
 
 
-def check_memory_keys(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
-    """Check ``answer(stacked, heads)``: (b_s, seq_len, top_k, 2, embed_dim) to keys (b_s, heads, seq_len, head_dim,
-    top_k)."""
-    generator = torch.Generator().manual_seed(61)
-    cases = [
-        (torch.randn(b_s, seq_len, top_k, 2, heads * head_dim, generator=generator), heads)
-        for b_s, heads, seq_len, head_dim, top_k in ((3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1))
-    ]
-    mistakes = {
-        "These are the values: the keys stand at 0 of the axis of size 2, the values at 1.": lambda s, h: _keys(
-            s.flip(-2), h
-        ),
-        "Keys and values come mixed: the 2 is the last axis but one, index it with [..., 0, :].": lambda s, h: _keys(
-            s.reshape(*s.shape[:3], -1, 2).mT, h
-        ),
-        "Right numbers, but top_k stands before head_dim: that is the layout of the values. Keys end in "
-        "(head_dim, top_k).": lambda s, h: _keys(s, h).mT,
-        "The heads are not brought forward: they come right after b_s.": lambda s, h: _keys(s, h).transpose(1, 2),
-        "Each head takes every heads-th number: cut embed_dim into (heads, head_dim), not (head_dim, heads).": (
-            lambda s, h: s[..., 0, :].unflatten(-1, (-1, h)).permute(0, 4, 1, 3, 2)
-        ),
-        "The shape is right, but view or reshape alone mixes the numbers: first cut the last axis, then permute.": (
-            lambda s, h: s[..., 0, :].reshape(_keys(s, h).shape)
-        ),
-        "Heads and tokens come mixed: reshape cannot bring the heads forward. First cut the last axis, then permute.": (
-            lambda s, h: s[..., 0, :].reshape(_keys(s, h).mT.shape).mT
-        ),
-        "The last two axes were filled by reshape, which mixes numbers: swap them with mT or permute.": (
-            lambda s, h: _keys(s, h).mT.reshape(_keys(s, h).shape)
-        ),
-    }
-    return judge(
-        answer, _keys, cases, mistakes=mistakes, success="Right: (b_s, heads, seq_len, head_dim, top_k), nothing mixed."
-    )
+def memory_keys(stacked: Tensor, heads: int) -> Tensor:
+    return rearrange(stacked[..., 0, :], "b s k (h d) -> b h s d k", h=heads)
 
 
-def check_memory_scores(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
-    """Check ``answer(query, keys)``: (b_s, heads, seq_len, head_dim) and (b_s, heads, seq_len, head_dim, top_k) to
-    scaled scores (b_s, heads, seq_len, top_k)."""
-    generator = torch.Generator().manual_seed(62)
-    shapes = ((1, 1, 7, 6, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 5, 5, 5))  # first one where query @ keys runs
-    cases = [
-        (torch.randn(*shape[:4], generator=generator), torch.randn(*shape, generator=generator)) for shape in shapes
-    ]
-    mistakes = {
-        "The scores are not scaled: divide by the root of head_dim.": lambda q, k: _plain(q, k),
-        "The scores are divided by head_dim: its root is enough.": lambda q, k: _plain(q, k) / q.shape[-1],
-        "The scores are scaled by top_k: the root of head_dim, the length of a query, is the right one.": (
-            lambda q, k: _plain(q, k) / k.shape[-1] ** 0.5
-        ),
-        "The scores are scaled by heads · head_dim: each head has only head_dim numbers.": (
-            lambda q, k: _plain(q, k) / (q.shape[1] * q.shape[-1]) ** 0.5
-        ),
-        "The scores are scaled by the heads: the root of head_dim, the length of a query, is the right one.": (
-            lambda q, k: _plain(q, k) / q.shape[1] ** 0.5
-        ),
-        "These are weights, after the softmax: return the scores before it.": lambda q, k: _scores(q, k).softmax(-1),
-        "An axis of size 1 is left over: squeeze what unsqueeze(-2) put in.": lambda q, k: _scores(q, k).unsqueeze(-2),
-        "A literal @ multiplies every query with the memories of every token: give the query an axis with "
-        "unsqueeze(-2).": lambda q, k: q.unsqueeze(2) @ k / q.shape[-1] ** 0.5,
-        "A literal @ multiplies every query with the memories of every token, and the scale is missing: give the query "
-        "an axis with unsqueeze(-2), and divide by the root of head_dim.": lambda q, k: q.unsqueeze(2) @ k,
-        "The products are not summed over head_dim: d must be missing on the right of the arrow.": (
-            lambda q, k: q.unsqueeze(-1) * k / q.shape[-1] ** 0.5
-        ),
-        "The sum runs over seq_len or the heads as well: b, h, s and k stay, only d is summed.": lambda q, k: (
-            torch.einsum("bhsd,bhtdk->bhsk", q, k) / q.shape[-1] ** 0.5
-        ),
-    }
-    return judge(
-        answer, _scores, cases, mistakes=mistakes, success="Right: one scaled score for each token, head and memory."
-    )
+def memory_scores(query: Tensor, keys: Tensor) -> Tensor:
+    return torch.einsum("bhsd,bhsdk->bhsk", query, keys) / query.shape[-1] ** 0.5
 
 
-def check_topk_attention(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Verdict:
-    """Check ``answer(query, key, value, top_k)``: (tokens, head_dim), (memories, head_dim) and (memories, value_dim) to
-    (tokens, value_dim), each token averaging over its own top_k memories."""
-    generator = torch.Generator().manual_seed(63)
-    cases = [
-        (*(2 * torch.randn(*shape, generator=generator) for shape in ((t, d), (m, d), (m, v))), top_k)
-        for t, m, d, v, top_k in ((7, 11, 5, 3, 4), (3, 13, 4, 6, 2), (5, 5, 3, 2, 5), (2, 7, 6, 5, 1))
-    ]
-    mistakes = {
-        "All memories are averaged: keep only the top_k best scores of each token.": lambda q, k, v, n: _topk(
-            q, k, v, len(k)
-        ),
-        "The softmax runs over all memories, and then only some are kept: the kept weights no longer sum to one. "
-        "Take the top_k first.": lambda q, k, v, n: _topk(q, k, v, n, before=True),
-        "The memories that are not kept get a score of 0, and exp(0) is 1: leave them out, or write −inf.": (
-            lambda q, k, v, n: _topk(q, k, v, n, fill=0.0)
-        ),
-        "The scores are not scaled: divide by the root of head_dim.": lambda q, k, v, n: _topk(q, k, v, n, scale=1.0),
-        "The scores are divided by head_dim: its root is enough.": lambda q, k, v, n: _topk(
-            q, k, v, n, scale=1 / q.shape[-1]
-        ),
-        "The softmax runs over the tokens: it must run over the top_k of each token, dim=-1.": lambda q, k, v, n: (
-            _found(q, k, v, n, lambda scores: scores.softmax(0))
-        ),
-        "The scores themselves are the weights: take a softmax of the top_k scores.": lambda q, k, v, n: _found(
-            q, k, v, n, lambda scores: scores
-        ),
-        "A literal @ gives every token the memories of every token: give the weights an axis with unsqueeze(-2), or "
-        "use an einsum.": lambda q, k, v, n: _best(q, k, n)[0].softmax(-1) @ v[_best(q, k, n)[1]],
-        "The weights are right, but meet the first top_k values: take value[ids].": lambda q, k, v, n: (
-            _best(q, k, n)[0].softmax(-1) @ v[:n]
-        ),
-        "These are the lowest scores: topk(…, largest=True) is the default.": lambda q, k, v, n: _topk(
-            q, k, v, n, sign=-1
-        ),
-        "Every token takes the memories of the first one: each token has its own top_k.": lambda q, k, v, n: _shared(
-            q, k, v, n
-        ),
-        "The first top_k memories are taken: take those with the best scores.": lambda q, k, v, n: (
-            attend(q, k[:n], v[:n]).output
-        ),
-        "The last top_k memories are taken: take those with the best scores.": lambda q, k, v, n: (
-            attend(q, k[-n:], v[-n:]).output
-        ),
-        "The best values are added up without weights: take a softmax of the top_k scores.": (
-            lambda q, k, v, n: v[(q @ k.mT).topk(n).indices].sum(1)
-        ),
-        "The best values are averaged evenly: take a softmax of the top_k scores.": (
-            lambda q, k, v, n: v[(q @ k.mT).topk(n).indices].mean(1)
-        ),
-        "One memory too few is kept.": lambda q, k, v, n: _topk(q, k, v, max(n - 1, 1)),
-        "One memory too many is kept.": lambda q, k, v, n: _topk(q, k, v, min(n + 1, len(k))),
-    }
-    return judge(
-        answer, _topk, cases, mistakes=mistakes, success="Right: each token averages over its own top_k memories."
-    )
-
-
-def check_joint(answer: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Verdict:
-    """Check ``answer(local, local_logsumexp, remote, remote_logsumexp)``: outputs (…, tokens, value_dim) and
-    log-sum-exps (…, tokens) to the output of one softmax over both; either part may be empty."""
-    generator = torch.Generator().manual_seed(64)
-    sizes = ((3, 1, 4, 4), (2, 3, 7, 5), (1, 2, 5, 4))  # first one where a share without its last axis runs
-    cases = [_two_parts(generator, *size) for size in sizes]
-    large = _two_parts(generator, 2, 1, 3, 5)
-    cases.append((large[0], large[1] + 300.0, large[2], large[3] + 299.0))
-    empty = _two_parts(generator, 1, 2, 3, 5)
-    nothing = torch.full_like(empty[3], -torch.inf)
-    cases.append((*empty[:2], torch.zeros_like(empty[2]), nothing))
-    mistakes = {
-        "The two parts are averaged evenly: the part with the larger log-sum-exp must count for more.": (
-            lambda a, la, b, lb: (a + b) / 2
-        ),
-        "The two parts are added up: their shares must sum to one.": lambda a, la, b, lb: a + b,
-        "That is the local part alone: the memory counts too.": lambda a, la, b, lb: a,
-        "That is the memory alone: the local part counts too.": lambda a, la, b, lb: b,
-        "The local part counts in full: its share is 1 minus the share of remote.": lambda a, la, b, lb: (
-            a + _weighted(a, 0 * la, b, (lb - la).sigmoid())
-        ),
-        "The shares have no axis for value_dim, and meet the wrong one: give them a last axis with unsqueeze(-1).": (
-            lambda a, la, b, lb: (la - lb).sigmoid() * a + (lb - la).sigmoid() * b
-        ),
-        "The shares are swapped: local is weighted with the share of remote.": lambda a, la, b, lb: _joint(
-            b, la, a, lb
-        ),
-        "The log-sum-exps themselves are taken as weights: take their exponentials.": (
-            lambda a, la, b, lb: _weighted(a, la / (la + lb), b, lb / (la + lb))
-        ),
-        "exp(logsumexp) overflows or divides zero by zero at large scores: use a sigmoid of the difference, or "
-        "subtract the larger one first.": lambda a, la, b, lb: _weighted(
-            a, la.exp() / (la.exp() + lb.exp()), b, lb.exp() / (la.exp() + lb.exp())
-        ),
-        "The weights are not divided by their sum.": lambda a, la, b, lb: _weighted(a, la.exp(), b, lb.exp()),
-        "The softmax runs over the tokens: it must run over the two parts.": lambda a, la, b, lb: _weighted(
-            a, la.softmax(-1), b, lb.softmax(-1)
-        ),
-        "That is a gate, blind to the local part: remote's share depends on both log-sum-exps, σ(remote − local).": (
-            lambda a, la, b, lb: _weighted(a, 1 - lb.sigmoid(), b, lb.sigmoid())
-        ),
-    }
-    return judge(
-        answer,
-        _joint,
-        cases,
-        mistakes=mistakes,
-        success="Right: exactly one softmax over both, with large scores and with an empty memory.",
-    )
-
-
-def _keys(stacked: Tensor, heads: int) -> Tensor:
-    return split_memory_heads(stacked, heads)[0]
-
-
-def _plain(query: Tensor, keys: Tensor) -> Tensor:
-    return (query.unsqueeze(-2) @ keys).squeeze(-2)  # (b_s, heads, seq_len, top_k)
-
-
-def _scores(query: Tensor, keys: Tensor) -> Tensor:
-    return _plain(query, keys) / query.shape[-1] ** 0.5
-
-
-def _topk(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    top_k: int,
-    *,
-    scale: float | None = None,
-    fill: float = -torch.inf,
-    sign: int = 1,
-    before: bool = False,
-) -> Tensor:
-    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)  # (tokens, memories)
-    kept = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, (sign * scores).topk(top_k).indices, True)
-    if before:
-        return (scores.softmax(-1) * kept) @ value
-    return scores.masked_fill(~kept, fill).softmax(-1) @ value
-
-
-def _shared(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
-    best = (query[0] @ key.mT).topk(top_k).indices
-    return attend(query, key[best], value[best]).output
-
-
-def _best(query: Tensor, key: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def topk_attention(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
     scores, ids = (query @ key.mT / query.shape[-1] ** 0.5).topk(top_k)  # (tokens, top_k) each
-    return scores, ids
+    weights = torch.softmax(scores, dim=-1)
+    return torch.einsum("tk,tkd->td", weights, value[ids])  # value[ids]: (tokens, top_k, value_dim)
 
 
-def _found(query: Tensor, key: Tensor, value: Tensor, top_k: int, weigh: Callable[[Tensor], Tensor]) -> Tensor:
-    scores, ids = _best(query, key, top_k)
-    return (weigh(scores).unsqueeze(-2) @ value[ids]).squeeze(-2)  # (tokens, value_dim)
+def joint(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:  # a and b are the log-sum-exps
+    share = torch.sigmoid(b - a).unsqueeze(-1)  # (..., tokens, 1)
+    return share * remote + (1 - share) * local
 
 
-def _joint(local: Tensor, local_logsumexp: Tensor, remote: Tensor, remote_logsumexp: Tensor) -> Tensor:
-    return merge([Attended(local, local_logsumexp), Attended(remote, remote_logsumexp)]).output
+def keys_by(stacked: Tensor, heads: int, pattern: str, **sizes: int) -> Tensor:
+    """The keys, or what another pattern makes of them."""
+    return rearrange(stacked[..., 0, :], pattern, h=heads, **sizes)
 
 
-def _weighted(local: Tensor, share: Tensor, remote: Tensor, remote_share: Tensor) -> Tensor:
-    return share[..., None] * local + remote_share[..., None] * remote
+def right_shape(numbers: Tensor, stacked: Tensor, heads: int) -> Tensor:
+    """The mistake of reading numbers in the order in which they lie."""
+    return numbers.reshape(memory_keys(stacked, heads).shape)
 
 
-def _two_parts(generator: torch.Generator, batch: int, heads: int, tokens: int, value_dim: int) -> tuple[Tensor, ...]:
-    outputs = [torch.randn(batch, heads, tokens, value_dim, generator=generator) for _ in range(2)]
-    sums = [1.0 + 2.0 * torch.rand(batch, heads, tokens, generator=generator) for _ in range(2)]
-    return outputs[0], sums[0], outputs[1], sums[1]
+def dots(query: Tensor, keys: Tensor, equation: str = "bhsd,bhsdk->bhsk") -> Tensor:
+    return torch.einsum(equation, query, keys)
+
+
+def root(size: int) -> float:
+    return size**0.5
+
+
+def kept(scores: Tensor, top_k: int, fill: float = -torch.inf) -> Tensor:
+    """Scores with all but the best of each row filled."""
+    best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
+    return scores.masked_fill(~best, fill)
+
+
+def scaled(query: Tensor, key: Tensor) -> Tensor:
+    return query @ key.mT / root(query.shape[-1])
+
+
+def found(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
+    return value[scaled(query, key).topk(top_k).indices]  # (tokens, top_k, value_dim)
+
+
+def best(query: Tensor, key: Tensor, top_k: int) -> Tensor:
+    return scaled(query, key).topk(top_k).values  # (tokens, top_k)
+
+
+def averaged(weights: Tensor, values: Tensor) -> Tensor:
+    return torch.einsum("tk,tkd->td", weights, values)
+
+
+def mixed(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
+    """The sum of both outputs with these weights."""
+    return a[..., None] * local + b[..., None] * remote
+
+
+def divided(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
+    return mixed(local, a / (a + b), remote, b / (a + b))
+
+
+KEY_SIZES = ((3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1), (2, 3, 4, 1, 5), (2, 2, 2, 2, 2))
+
+check_memory_keys = Exercise(
+    "Check ``answer(stacked, heads)``: (b_s, seq_len, top_k, 2, embed_dim) to keys (b_s, heads, seq_len, head_dim, "
+    "top_k).",
+    memory_keys,
+    [(*draw(61 + i, (b, s, k, 2, h * d)), h) for i, (b, h, s, d, k) in enumerate(KEY_SIZES)],
+    """
+    memory_keys(stacked.flip(-2), heads)  # These are the values: the keys are at index 0 of the axis of size 2.
+    memory_keys(stacked.sum(-2, True), heads)  # Keys and values are added: take index 0 of the axis of size 2.
+    memory_keys(stacked.mean(-2, True), heads)  # Keys and values are averaged: take index 0 of the axis of size 2.
+    memory_keys(stacked.reshape(*stacked.shape[:3], -1, 2).mT, heads)  # Keys and values are mixed: the 2 is the last
+        # axis but one, so take [..., 0, :].
+    keys_by(stacked, heads, "b s k (h d) -> b h s k d")  # top_k comes before head_dim, as in the values: keys end in
+        # (head_dim, top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b s h d k")  # The heads are not brought forward: they come right after b_s.
+    keys_by(stacked, heads, "b s k (h d) -> b s k h d")  # The axes are not moved: (b_s, heads, seq_len, head_dim,
+        # top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b s h k d")
+    keys_by(stacked, heads, "b s k (h d) -> h b s d k")  # The heads come before b_s: the batch comes first.
+    keys_by(stacked, heads, "b s k (h d) -> b h k d s")  # top_k and seq_len are swapped: keys are (b_s, heads, seq_len,
+        # head_dim, top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b h k s d")
+    keys_by(stacked, heads, "b s k (h d) -> b h d s k")  # head_dim and seq_len are swapped: keys are (b_s, heads,
+        # seq_len, head_dim, top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
+    keys_by(stacked, heads, "b s k (h d) -> b k s (h d)")
+    keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # These are the keys before the cut: embed_dim becomes
+        # (heads, head_dim), and axes move.
+    keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Each head takes every heads-th number: cut embed_dim into
+        # (heads, head_dim), not (head_dim, heads).
+    keys_by(stacked, heads, "b s k (d h) -> b h s k d")
+    keys_by(stacked, heads, "b s k (d h) -> b s h d k")
+    right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: cut the last axis
+        # first, then permute.
+    keys_by(stacked, heads, "b s k (h d) -> b (s k h d)").view(len(stacked), heads, -1)  # Cut only the last axis into
+        # (heads, head_dim), then permute.
+    stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # reshape cannot bring the heads forward: cut
+        # the last axis first, then permute.
+    right_shape(memory_keys(stacked, heads).mT, stacked, heads)  # reshape cannot swap the last two axes: use mT or
+        # permute.
+    right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # reshape cannot bring the heads
+        # forward: use transpose or permute.
+    right_shape(keys_by(stacked, heads, "b s k (h d) -> b s k h d").transpose(2, 3), stacked, heads)
+    memory_keys(stacked, heads).flip(1)  # The heads come in reverse order: head 0 is the first head_dim numbers.
+    memory_keys(stacked, heads).flatten(0, 1)  # b_s and heads are joined: keep both axes.
+    memory_keys(stacked, heads)[..., :1]  # Only the first memory is kept: keep all top_k.
+    memory_keys(stacked, heads) / root(stacked.shape[-1] // heads)  # The keys are not scaled: the scores are, later.
+    """,
+    "Right: (b_s, heads, seq_len, head_dim, top_k), and nothing is mixed up.",
+)
+
+
+SCORE_SIZES = ((1, 1, 7, 6, 5), (5, 5, 5, 5, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 1, 2, 1), (2, 3, 2, 1, 4))
+
+check_memory_scores = Exercise(
+    "Check ``answer(query, keys)``: (b_s, heads, seq_len, head_dim) and (b_s, heads, seq_len, head_dim, top_k) to "
+    "scaled scores (b_s, heads, seq_len, top_k).",
+    memory_scores,
+    [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)],  # in the first ones query @ keys runs
+    """
+    dots(query, keys)  # The scores are not scaled: divide by the root of head_dim.
+    dots(query, keys) / query.shape[-1]  # The scores are divided by head_dim: divide by its root, once.
+    memory_scores(query, keys) / root(query.shape[-1])
+    dots(query, keys) * root(query.shape[-1])  # The scores are multiplied by the root of head_dim: divide by it.
+    dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: head_dim, the length of a query, counts.
+    dots(query, keys) / keys.shape[-1]
+    dots(query, keys) / root(query.shape[1])  # The scale is √heads: head_dim, the length of a query, counts.
+    dots(query, keys) / root(query.shape[2])  # The scale is √seq_len: head_dim, the length of a query, counts.
+    dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: each head has only head_dim
+        # numbers.
+    memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
+    dots(query, keys).softmax(-1) / root(query.shape[-1])  # The scale comes after a softmax: return the scaled scores,
+        # and leave the softmax out.
+    memory_scores(query, keys)[..., None, :]  # An axis of size 1 is left over: squeeze(-2) removes it.
+    memory_scores(query, keys)[..., None]  # An axis of size 1 is left over: squeeze(-1) removes it.
+    memory_scores(query, keys).squeeze()  # squeeze() removes every axis of size 1: name the axis, squeeze(-2).
+    query.unsqueeze(2) @ keys / root(query.shape[-1])  # A literal @ multiplies each query with the memories of every
+        # token: give it an axis with unsqueeze(-2).
+    query @ keys / root(query.shape[-1])
+    query.unsqueeze(2) @ keys  # A literal @ multiplies each query with the memories of every token, and the scale is
+        # missing: unsqueeze(-2), then divide by the root of head_dim.
+    query @ keys
+    query[..., None] * keys / root(query.shape[-1])  # The products are not summed: d is missing right of the arrow.
+    query[..., None] * keys
+    dots(query, keys, "bhsd,bhtdk->bhsk") / root(query.shape[-1])  # The memories of all tokens are added up: seq_len
+        # needs the same name in query and keys.
+    dots(query, keys, "bhsd,bgsdk->bhsk") / root(query.shape[-1])  # The memories of all heads are added up: heads needs
+        # the same name in query and keys.
+    dots(query, keys, "bhsd,bhsek->bhsk") / root(query.shape[-1])  # Query and keys are summed separately: head_dim
+        # needs the same name in both.
+    dots(query, keys, "bhsd,bhtdk->bhstk") / root(query.shape[-1])  # Each query meets the memories of every token:
+        # seq_len needs the same name in query and keys.
+    dots(query, keys, "bhsd,bhsdk->bshk") / root(query.shape[-1])  # The heads come after seq_len: (b_s, heads, seq_len,
+        # top_k).
+    dots(query, keys, "bhsd,bhsdk->bhks") / root(query.shape[-1])  # top_k and seq_len are swapped: (b_s, heads,
+        # seq_len, top_k).
+    dots(query, keys, "bhsd,bhsdk->bsk") / root(query.shape[-1])  # The heads are added up: h belongs right of the
+        # arrow.
+    dots(query, keys, "bhsd,bhsdk->bhk") / root(query.shape[-1])  # The tokens are added up: s belongs right of the
+        # arrow.
+    dots(query, keys, "bhsd,bhsdk->bhs") / root(query.shape[-1])  # The memories are added up: k belongs right of the
+        # arrow.
+    -memory_scores(query, keys)  # The sign is wrong: a better fit is a larger score.
+    torch.cosine_similarity(query[..., None], keys, dim=-2)  # These are cosines: divide by the root of head_dim only.
+    """,
+    "Right: one scaled score for each token, head and memory.",
+)
+
+
+def _search(seed: int, tokens: int, memories: int, dim: int, value_dim: int, top_k: int, size: float = 2.0) -> tuple:
+    query, key, value = draw(seed, (tokens, dim), (memories, dim), (memories, value_dim))
+    return size * query, size * key, value, top_k
+
+
+SEARCHES = [
+    _search(81, 5, 7, 3, 4, 5),
+    _search(82, 7, 11, 5, 3, 4),
+    _search(83, 3, 13, 4, 6, 2),
+    _search(84, 5, 5, 3, 2, 5),
+]
+SEARCHES += [_search(85, 2, 7, 6, 5, 1), _search(86, 1, 3, 2, 1, 2), _search(87, 6, 130, 2, 3, 7)]
+SEARCHES += [_search(88, 4, 9, 5, 3, 3, 20.0), _search(89, 3, 8, 4, 2, 4, 0.1)]  # scores in the hundreds; almost equal
+_below = _search(90, 3, 6, 4, 2, 3)  # all scores far below 0
+SEARCHES += [(_below[0].abs() * 20, -_below[1].abs() * 20, *_below[2:])]
+SEARCHES += [tuple(x.double() if isinstance(x, Tensor) else x for x in SEARCHES[1])]
+
+check_topk_attention = Exercise(
+    "Check ``answer(query, key, value, top_k)``: (tokens, head_dim), (memories, head_dim) and (memories, value_dim) to "
+    "(tokens, value_dim), each token averaging over its own top_k memories.",
+    topk_attention,
+    SEARCHES,
+    """
+    scaled(query, key).softmax(-1) @ value  # All memories are averaged: keep the top_k best scores of each token.
+    kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # The softmax runs over all memories, so the weights that
+        # are kept do not sum to one: take the top_k first.
+    averaged(scaled(query, key).softmax(-1).topk(top_k).values, found(query, key, value, top_k))
+    averaged(best(query, key, top_k).softmax(-1).softmax(-1), found(query, key, value, top_k))  # One softmax is enough:
+        # a second one evens out the weights.
+    averaged(scaled(query, key).softmax(-1).topk(top_k).values.softmax(-1), found(query, key, value, top_k))
+    kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # The other memories get the score 0, but exp(0) is 1:
+        # leave them out, or use −inf.
+    kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # The other memories get a finite score, and real
+        # scores may be lower: leave them out, or use −inf.
+    averaged((query @ key.mT).topk(top_k).values.softmax(-1), found(query, key, value, top_k))  # The scores are not
+        # scaled: divide by the root of head_dim.
+    averaged(((query @ key.mT) / query.shape[-1]).topk(top_k).values.softmax(-1), found(query, key, value, top_k))
+        # The scores are divided by head_dim: divide by its root.
+    averaged((best(query, key, top_k) * query.shape[-1]).softmax(-1), found(query, key, value, top_k))  # The scores are
+        # multiplied by the root of head_dim: divide by it.
+    averaged((query @ key.mT).topk(top_k).values.softmax(-1) / root(query.shape[-1]), found(query, key, value, top_k))
+        # The scale comes after the softmax: scale the scores.
+    averaged(((query @ key.mT) / root(value.shape[-1])).topk(top_k).values.softmax(-1), found(query, key, value, top_k))
+        # The scale is √value_dim: head_dim, the length of a query, counts.
+    averaged(((query @ key.mT) / root(top_k)).topk(top_k).values.softmax(-1), found(query, key, value, top_k))  # The
+        # scale is √top_k: head_dim, the length of a query, counts.
+    averaged(((query @ key.mT) / root(len(key))).topk(top_k).values.softmax(-1), found(query, key, value, top_k))  # The
+        # scale is √memories: head_dim, the length of a query, counts.
+    averaged(best(query, key, top_k).softmax(0), found(query, key, value, top_k))  # The softmax runs over the tokens:
+        # it must run over the top_k of each token, dim=-1.
+    averaged(best(query, key, top_k), found(query, key, value, top_k))  # The scores are used as weights: take their
+        # softmax.
+    averaged(best(query, key, top_k) / best(query, key, top_k).sum(-1, True), found(query, key, value, top_k))
+    averaged(best(query, key, top_k).exp(), found(query, key, value, top_k))  # The weights do not sum to one: use
+        # softmax.
+    best(query, key, top_k).softmax(-1) @ found(query, key, value, top_k)  # A literal @ gives each token the memories
+        # of every token: give the weights an axis with unsqueeze(-2), or use an einsum.
+    best(query, key, top_k).softmax(-1) @ value[:top_k]  # The weights meet the first top_k values: take value[ids].
+    topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
+    averaged((-scaled(query, key)).topk(top_k).values.neg().softmax(-1), value[(-scaled(query, key)).topk(top_k).indices])
+        # These are the lowest scores: topk(…, largest=True) is the default.
+    scaled(query, key[scaled(query, key)[0].topk(top_k).indices]).softmax(-1) @ value[scaled(query, key)[0].topk(top_k).indices]
+        # Every token takes the memories of the first one: each has its own top_k.
+    scaled(query, key[:top_k]).softmax(-1) @ value[:top_k]  # These are the first top_k memories: take the best ones.
+    scaled(query, key[-top_k:]).softmax(-1) @ value[-top_k:]  # These are the last top_k memories: take the best ones.
+    found(query, key, value, top_k).sum(1)  # The best values are added up: weight them by the softmax of their scores.
+    found(query, key, value, top_k).mean(1)  # The best values are averaged equally: weight them by the softmax of their
+        # scores.
+    found(query, key, value, top_k)[:, 0]  # Only the best memory is used: average over top_k.
+    topk_attention(query, key, value, max(top_k - 1, 1))  # One memory too few is kept.
+    topk_attention(query, key, value, min(top_k + 1, len(key)))  # One memory too many is kept.
+    averaged(best(query, key, top_k).softmax(-1).flip(-1), found(query, key, value, top_k))  # Weights and values are in
+        # opposite order: the best weight belongs to the best value.
+    averaged(best(query, key, top_k).softmax(-1), found(query, key, value, top_k))[None]  # An axis of size 1 is left
+        # over.
+    averaged(best(query, key, top_k).softmax(-1), found(query, key, value, top_k))[:, None]
+    best(query, key, top_k).softmax(-1)  # These are the weights: average the values with them.
+    best(query, key, top_k)  # These are the scores: take their softmax, and average the values.
+    found(query, key, value, top_k)  # These are the values of the best memories: average them.
+    averaged(best(query, key, top_k).softmax(-1), key[scaled(query, key).topk(top_k).indices])  # The keys are averaged:
+        # average the values.
+    """,
+    "Right: each token averages over its own top_k memories.",
+)
+
+
+def _two(seed: int, *shape: int, local: Tensor | float = 2.0, remote: Tensor | float = 2.0) -> tuple[Tensor, ...]:
+    a, a_sums, b, b_sums = draw(seed, shape, shape[:-1], shape, shape[:-1])
+    return a, a_sums + local, b, b_sums + remote
+
+
+def _joint_cases() -> list[tuple[Tensor, ...]]:
+    cases = [_two(91, 3, 1, 4, 4), _two(92, 2, 3, 7, 5), _two(93, 1, 2, 5, 4), _two(94, 6, 3, local=0.0, remote=0.0)]
+    cases += [_two(95, 2, 1, 3, 5, local=300.0, remote=299.0), _two(96, 1, 1, 1, local=-300.0, remote=-301.0)]
+    far = torch.tensor([300.0, -300.0, 0.0, 300.0])
+    cases += [_two(97, 2, 4, 3, local=far, remote=far), _two(98, 2, 4, 3, local=far, remote=-far)]  # tokens; parts
+    a, a_sums, b, b_sums = _two(99, 1, 2, 3, 5)
+    empty = torch.full_like(b_sums, -torch.inf)
+    cases += [(a, a_sums, torch.zeros_like(b), empty), (torch.zeros_like(a), empty, b, b_sums)]
+    return [*cases, tuple(x.double() for x in _two(100, 2, 3, 2, local=1000.0, remote=1000.0))]
+
+
+check_joint = Exercise(
+    "Check ``answer(local, a, remote, b)``: outputs (…, tokens, value_dim) and "
+    "log-sum-exps a and b (…, tokens) to the output of one softmax over both; either part may be empty.",
+    joint,
+    _joint_cases(),
+    """
+    (local + remote) / 2  # The parts are averaged equally: the one with the larger log-sum-exp counts for more.
+    local + remote  # The parts are added up: their shares must sum to one.
+    local  # This is the local part alone: the memory counts too.
+    remote  # This is the memory alone: the local part counts too.
+    local + mixed(local, 0 * a, remote, (b - a).sigmoid())  # The local part counts in full: its share is 1 − the share
+        # of remote.
+    remote + mixed(local, (a - b).sigmoid(), remote, 0 * b)  # The memory counts in full: its share is 1 − the share of
+        # local.
+    (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: give them a last axis with
+        # unsqueeze(-1).
+    (b - a).sigmoid().unsqueeze(-2) * remote + (a - b).sigmoid().unsqueeze(-2) * local
+    joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.
+    divided(local, a, remote, b)  # The log-sum-exps are used as weights: take their exponentials.
+    mixed(local, a, remote, b)
+    divided(local, a.exp(), remote, b.exp())  # exp(logsumexp) overflows or rounds to 0: use a sigmoid of the
+        # difference.
+    divided(local, a.double().exp(), remote, b.double().exp())
+    divided(local, a.exp(), remote, b.exp()).nan_to_num()
+    divided(local, (a - torch.maximum(a, b).max()).exp(), remote, (b - torch.maximum(a, b).max()).exp())  # Each token
+        # needs its own maximum: a token far below a common one becomes 0 / 0.
+    divided(local, (a - a.max()).exp(), remote, (b - a.max()).exp())
+    divided(local, (a - a).exp(), remote, (b - a).exp())  # exp(b − a) overflows if b lies far above a: use a sigmoid,
+        # or subtract the larger of the two.
+    divided(local, (a - b).exp(), remote, (b - b).exp())  # This overflows if a lies far above b, or if b is −∞: use a
+        # sigmoid, or subtract the larger of the two.
+    mixed(local, a.exp(), remote, b.exp())  # The weights do not sum to one: divide them by their sum.
+    mixed(local, (a - torch.maximum(a, b)).exp(), remote, (b - torch.maximum(a, b)).exp())
+    mixed(local, a.softmax(-1), remote, b.softmax(-1))  # The softmax runs over the tokens: it must run over the two
+        # parts.
+    mixed(local, 1 - b.sigmoid(), remote, b.sigmoid())  # This is a gate that ignores the local part: the share is
+        # σ(remote − local), of the log-sum-exps.
+    mixed(local, a.sigmoid(), remote, 1 - a.sigmoid())  # This is a gate that ignores the memory: the share is σ(remote
+        # − local), of the log-sum-exps.
+    mixed(local, a.sigmoid(), remote, b.sigmoid())  # Each share must depend on both log-sum-exps: σ(remote − local).
+    divided(local, a.sigmoid(), remote, b.sigmoid())
+    mixed(local, 1 - (a + b).sigmoid(), remote, (a + b).sigmoid())  # The log-sum-exps are added: subtract them.
+    torch.where((b > a)[..., None], remote, local)  # Only the heavier part is kept: both count.
+    torch.maximum(local, remote)  # The larger number is taken at each place: average the parts by their shares.
+    joint(local, a, remote, b) / 2  # The result is halved: the shares already sum to one.
+    joint(local, a, remote, b).sum(-1)  # The sum runs over value_dim too: keep that axis.
+    torch.stack([a, b]).softmax(0)  # These are the shares: weight the outputs with them.
+    (b - a).sigmoid()  # This is the share of the memory: weight the outputs with it.
+    torch.logaddexp(a, b)  # This is the log-sum-exp of both: return the output.
+    """,
+    "Right: exactly one softmax over both, with large scores and with an empty part.",
+)

@@ -1,209 +1,364 @@
-"""Checks for notebook 08: log-sum-exp, merging parts, one step of the online softmax, keys met more than once."""
-
-from collections.abc import Callable
+"""Exercises of notebook 08: log-sum-exp, merging parts, a step of the online softmax, parts that overlap."""
 
 import torch
 from torch import Tensor
 
-from attnlib.checks._judge import Verdict, judge
+from attnlib.checks.exercise import Exercise, draw
 
 
-def check_log_sum_exp(answer: Callable[[Tensor], Tensor]) -> Verdict:
-    """Check ``answer(scores)``: the log-sum-exp over the last axis of scores (…, keys), without overflow."""
-    generator = torch.Generator().manual_seed(3)
-    rows = torch.randn(4, 7, generator=generator)
-    far_apart = torch.tensor([[0.0, 1.0, 2.0], [900.0, 901.0, 899.0]])
-    in_one_row = torch.tensor([[900.0, -900.0, 899.0, 0.0], [-901.0, 1.0, 2.0, 0.5]])
-    blocks = torch.randn(2, 3, 4, generator=generator)
-    cases = [(torch.randn(5, generator=generator),), (rows,), (far_apart,), (-far_apart,), (in_one_row,), (blocks,)]
-    mistakes = {
-        "The exponentials overflow: subtract the largest score of each row before exp, and add it again after "
-        "the log.": lambda s: s.exp().sum(-1).log(),
-        "The largest score was subtracted and never added again.": lambda s: (s - s.amax(-1, keepdim=True)).logsumexp(
-            -1
-        ),
-        "One largest score for all rows: a row far below it vanishes. Take the largest of each row, "
-        "amax(-1, keepdim=True).": lambda s: (s - s.max()).exp().sum(-1).log() + s.max(),
-        "Some exponent is above 0 and overflows: take out the largest score of the row, not the mean or the "
-        "smallest.": lambda s: (s - s.mean(-1, keepdim=True)).exp().sum(-1).log() + s.mean(-1),
-        "The largest score is subtracted once more at the end: add it.": lambda s: s.logsumexp(-1) - 2 * s.amax(-1),
-        "The log is missing: this is the sum of the exponentials.": lambda s: s.exp().sum(-1),
-        "The log is missing: take it of the sum, then add the largest score.": lambda s: (
-            (s - s.amax(-1, keepdim=True)).exp().sum(-1)
-        ),
-        "The log of the sum is missing: take it before the largest score is added.": lambda s: (
-            (s - s.amax(-1, keepdim=True)).exp().sum(-1) + s.amax(-1)
-        ),
-        "The last axis is still there, with length 1: drop it at the end, with squeeze(-1).": lambda s: s.logsumexp(
-            -1, keepdim=True
-        ),
-        "A column of largest scores and a row of logs were added, which gives a table: give both the same shape, "
-        "for example with squeeze(-1).": lambda s: (
-            s.amax(-1, keepdim=True) + (s - s.amax(-1, keepdim=True)).exp().sum(-1).log()
-        ),
-        "This is a sum of logs of exponentials, which is the sum of the scores: first add, then take the "
-        "log.": lambda s: s.sum(-1),
-        "This is the largest score; the others add to it.": lambda s: s.amax(-1),
-        "The mean is not the sum: use sum.": lambda s: s.logsumexp(-1) - torch.tensor(s.shape[-1]).log(),
-        "The sum runs over the rows: use the last axis, dim=-1.": lambda s: s.logsumexp(0),
-        "This is one number for all rows: sum over the last axis alone.": lambda s: s.flatten().logsumexp(0),
-    }
-    return judge(
-        answer,
-        lambda s: s.logsumexp(-1),
-        cases,
-        mistakes=mistakes,
-        success="Right, also at scores of ±900, where exp alone gives inf or 0.",
-    )
+def log_sum_exp(scores: Tensor) -> Tensor:
+    top = scores.amax(dim=-1, keepdim=True)  # (..., 1)
+    return (scores - top).exp().sum(dim=-1).log() + top.squeeze(-1)  # (...)
 
 
-def check_merge(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
-    """Check ``answer(outputs, logsumexps)``: (parts, tokens, dim) and (parts, tokens) to the merged output."""
-    generator = torch.Generator().manual_seed(5)
-    cases = []
-    for parts, tokens, dim, shift in ((3, 4, 2, 0.0), (2, 5, 3, 500.0), (1, 2, 4, 0.0), (5, 3, 6, -500.0)):
-        outputs = torch.randn(parts, tokens, dim, generator=generator)
-        cases.append((outputs, 2 * torch.randn(parts, tokens, generator=generator) + shift))
-    far_apart = torch.tensor([500.0, 0.0, -500.0, 0.0]) + torch.randn(3, 4, generator=generator)  # from token to token
-    cases.append((torch.randn(3, 4, 2, generator=generator), far_apart))
-    mistakes = {
-        "All parts count alike here: weigh each by the exponential of its log-sum-exp.": lambda o, z: o.mean(0),
-        "The parts are added, not averaged: the weights must sum to one.": lambda o, z: o.sum(0),
-        "The log-sum-exps themselves are used as weights: take their exponentials first.": lambda o, z: (
-            (z / z.sum(0))[..., None] * o
-        ).sum(0),
-        "exp(logsumexp) overflows or vanishes: use softmax over the parts, which subtracts the largest "
-        "first.": lambda o, z: (z.exp()[..., None] * o).sum(0) / z.exp().sum(0)[..., None],
-        "The weights are not divided by their sum.": lambda o, z: (z.exp()[..., None] * o).sum(0),
-        "One largest log-sum-exp for all tokens: a token far below it vanishes. Use softmax over the "
-        "parts.": lambda o, z: ((z - z.max()).exp()[..., None] * o).sum(0) / (z - z.max()).exp().sum(0)[..., None],
-        "The softmax runs over parts and tokens together: each token needs its own, over axis 0.": lambda o, z: (
-            z.flatten().softmax(0).view_as(z)[..., None] * o
-        ).sum(0),
-        "The softmax runs over the tokens: the parts are axis 0.": lambda o, z: (z.softmax(-1)[..., None] * o).sum(0),
-        "The weights are turned round: the larger a log-sum-exp, the more its part counts.": lambda o, z: (
-            (-z).softmax(0)[..., None] * o
-        ).sum(0),
-        "Only the heaviest part is kept.": lambda o, z: torch.gather(
-            o, 0, z.argmax(0)[None, :, None].expand(1, *o.shape[1:])
-        )[0],
-    }
-    return judge(
-        answer,
-        lambda o, z: (z.softmax(0)[..., None] * o).sum(0),
-        cases,
-        mistakes=mistakes,
-        success="Right: any number of parts, and log-sum-exps of ±500.",
-    )
+def merge(outputs: Tensor, logsumexps: Tensor) -> Tensor:
+    shares = torch.softmax(logsumexps, dim=0)  # (parts, tokens)
+    return (shares[..., None] * outputs).sum(dim=0)  # (tokens, dim)
 
 
-def check_online_step(answer: Callable[[float, float, Tensor], Tensor]) -> Verdict:
-    """Check ``answer(top, total, scores)``: the new top and total of the online softmax, as one tensor of two."""
-    generator = torch.Generator().manual_seed(7)
-    cases = [
-        (torch.tensor(0.5), torch.tensor(1.5), torch.tensor([2.0, -1.0, 0.25])),  # a new top
-        (torch.tensor(3.0), torch.tensor(2.0), torch.randn(5, generator=generator)),  # the old one stays
-        (torch.tensor(-700.0), torch.tensor(1.25), torch.tensor([800.0, 799.0])),
-        (torch.tensor(-torch.inf), torch.tensor(0.0), torch.randn(4, generator=generator)),  # the first block
-    ]
-
-    def step(top: Tensor, total: Tensor, scores: Tensor) -> Tensor:
-        new_top = torch.maximum(top, scores.max())
-        return torch.stack([new_top, total * (top - new_top).exp() + (scores - new_top).exp().sum()])
-
-    def rising(top: Tensor, scores: Tensor) -> Tensor:
-        return torch.maximum(top, scores.max())
-
-    mistakes = {
-        "The old total is not shrunk: it was counted from the old top. Multiply it by "
-        "exp(top − new_top).": lambda t, n, s: torch.stack([rising(t, s), n + (s - rising(t, s)).exp().sum()]),
-        "The old total shrinks the wrong way: its factor is exp(top − new_top), never above one.": lambda t, n, s: (
-            torch.stack([rising(t, s), n * (rising(t, s) - t).exp() + (s - rising(t, s)).exp().sum()])
-        ),
-        "The top is that of the new block alone: an earlier score may be larger.": lambda t, n, s: torch.stack(
-            [s.max(), n * (t - s.max()).exp() + (s - s.max()).exp().sum()]
-        ),
-        "The new scores are counted from the top of their own block: count them from the new top.": lambda t, n, s: (
-            torch.stack([rising(t, s), n * (t - rising(t, s)).exp() + (s - s.max()).exp().sum()])
-        ),
-        "The new scores are counted from the old top: they may overflow. Count them from the new "
-        "top.": lambda t, n, s: torch.stack([rising(t, s), n + (s - t).exp().sum()]),
-        "The new scores are not counted from a top at all: take the new top off before exp.": lambda t, n, s: (
-            torch.stack([rising(t, s), n * (t - rising(t, s)).exp() + s.exp().sum()])
-        ),
-        "The total is right, but the top given back is the old one.": lambda t, n, s: torch.stack(
-            [t, step(t, n, s)[1]]
-        ),
-        "The top does not move: it must become the larger of the old one and the scores.": lambda t, n, s: torch.stack(
-            [t, n + (s - t).exp().sum()]
-        ),
-        "The old total is forgotten: add it, shrunk by exp(top − new_top).": lambda t, n, s: torch.stack(
-            [rising(t, s), (s - rising(t, s)).exp().sum()]
-        ),
-        "Give the top first, then the total.": lambda t, n, s: step(t, n, s).flip(0),
-    }
-    return judge(
-        answer,
-        step,
-        cases,
-        mistakes=mistakes,
-        success="Right: with a new top, with the old one, and for the first block of all.",
-    )
+def online_step(top: Tensor, total: Tensor, scores: Tensor) -> Tensor:
+    new_top = torch.maximum(top, scores.max())
+    return torch.stack([new_top, total * (top - new_top).exp() + (scores - new_top).exp().sum()])
 
 
-def check_overlapping(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdict:
-    """Check ``answer(scores, values, seen)``: merged output of parts that overlap, each key counted once.
+def overlapping(scores: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    once = scores.masked_fill(~seen.any(dim=0), -torch.inf)  # (keys,)
+    return torch.softmax(once, dim=0) @ values  # (dim,)
 
-    ``scores`` (keys,), ``values`` (keys, dim), ``seen`` boolean (parts, keys): part p saw key j.
+
+def without(scores: Tensor, offset: Tensor) -> Tensor:
+    """The logarithm of the sum after an offset is taken out. It is not added again."""
+    return (scores - offset).exp().sum(-1).log()
+
+
+def largest(scores: Tensor) -> Tensor:
+    return scores.amax(-1, keepdim=True)
+
+
+def weighted(weights: Tensor, outputs: Tensor) -> Tensor:
+    return (weights[..., None] * outputs).sum(0)
+
+
+def divided(exponentials: Tensor, outputs: Tensor, dim: tuple[int, ...] = (0,)) -> Tensor:
+    return weighted(exponentials / exponentials.sum(dim, keepdim=True), outputs)
+
+
+def peak(top: Tensor, scores: Tensor) -> Tensor:
+    return torch.maximum(top, scores.max())
+
+
+def step(given: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """A top to return, what is left of the old total, and the exponents of the new scores."""
+    return torch.stack([given, old + new.exp().sum()])
+
+
+def shrunk(top: Tensor, total: Tensor, scores: Tensor) -> Tensor:
+    return total * (top - peak(top, scores)).exp()
+
+
+def added(top: Tensor, total: Tensor, scores: Tensor, new: Tensor | float) -> Tensor:
+    """The right top, and a total to which something else is added."""
+    return torch.stack([peak(top, scores), shrunk(top, total, scores) + new])
+
+
+def multiset(scores: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """Each key counts once for every part that sees it."""
+    return (scores + seen.sum(0).log()).softmax(0) @ values
+
+
+def times(seen: Tensor) -> Tensor:
+    """How often each key is seen, at least 1."""
+    return seen.sum(0).clamp(min=1)
+
+
+def each_part(scores: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    return torch.stack([scores.masked_fill(~row, -torch.inf).softmax(0) @ values for row in seen])
+
+
+check_log_sum_exp = Exercise(
+    "Check ``answer(scores)``: the log-sum-exp over the last axis of scores (…, keys), without overflow.",
+    log_sum_exp,
+    [(x,) for x in draw(3, (5,), (4, 7), (2, 3, 4), (2, 1, 5), (1, 3), (3, 1))]
+    + [(sign * torch.tensor([[0.0, 1.0, 2.0], [900.0, 901.0, 899.0]]),) for sign in (1, -1)]
+    + [(torch.tensor([[900.0, -900.0, 899.0, 0.0], [-901.0, 1.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0]]),)]
+    + [(draw(4, (3, 6))[0].double() + torch.tensor([[-900.0], [0.0], [900.0]]).double(),)],
     """
-    generator = torch.Generator().manual_seed(9)
+    scores.exp().sum(-1).log()  # The exponentials overflow: subtract each row's largest score, and add it at the end.
+    scores.double().exp().sum(-1).log()
+    without(scores, -largest(scores)) - scores.amax(-1)
+    without(scores, largest(scores))  # The largest score was subtracted, but never added again.
+    without(scores, scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True): a row far
+        # below a common one vanishes.
+    without(scores, scores.mean(-1, keepdim=True)) + scores.mean(-1)  # Some exponents are above 0 and overflow:
+        # subtract the largest score of the row, nothing else.
+    without(scores, scores.amin(-1, keepdim=True)) + scores.amin(-1)
+    without(scores, scores[..., :1]) + scores[..., 0]
+    without(scores, scores[..., -1:]) + scores[..., -1]
+    without(scores, scores.abs().amax(-1, keepdim=True)) + scores.abs().amax(-1)  # The largest absolute value was
+        # subtracted, and exp(−1800) rounds to 0: subtract the largest score.
+    without(scores, largest(scores)) - scores.amax(-1)  # The largest score is subtracted again at the end: add it.
+    without(scores, largest(scores)) * scores.amax(-1)  # The logarithm of a product is a sum: add the largest score.
+    scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
+    (scores - largest(scores)).exp().sum(-1)  # The log is missing: take it of this sum, then add the largest score.
+    (scores - largest(scores)).exp().sum(-1) + scores.amax(-1)  # The log is missing: take it of the sum, before you add
+        # the largest score.
+    log_sum_exp(scores)[..., None]  # The last axis is still there, with size 1: remove it at the end with squeeze(-1).
+    largest(scores) + without(scores, largest(scores))  # The largest scores are a column (keepdim) and the logs a row,
+        # so adding them makes a table: use top.squeeze(-1).
+    scores.sum(-1)  # This is only the sum of the scores, because log undoes each exp: sum first, then take the log.
+    (scores - largest(scores)).sum(-1) + scores.amax(-1)  # The log undoes each exp: sum the exponentials first, then
+        # take the log.
+    scores.amax(-1)  # This is only the largest score: the others count as well.
+    log_sum_exp(scores) - math.log(scores.shape[-1])  # This takes the mean of the exponentials: use sum, not mean.
+    log_sum_exp(scores.mT if scores.ndim > 1 else scores)  # The sum runs over the wrong axis: use the last one, dim=-1.
+    log_sum_exp(scores.movedim(0, -1))
+    log_sum_exp(scores.flatten())  # This is one number for all rows: sum over the last axis only.
+    scores - log_sum_exp(scores)[..., None]  # This is log_softmax, one number for each score: return the log-sum-exp.
+    scores.softmax(-1)  # This is the softmax, one number for each score: return the log-sum-exp.
+    log_sum_exp(scores.clamp(-80, 80))  # Clamping changes the scores: subtract each row's largest score instead.
+    without(scores, largest(scores)) / math.log(2) + scores.amax(-1)  # The base is 2: log undoes exp, log2 does not.
+    without(scores, largest(scores)) / math.log(10) + scores.amax(-1)  # The base is 10: log undoes exp, log10 does not.
+    ((scores - largest(scores)).exp().sum(-1) + 1).log() + scores.amax(-1)  # log1p(x) is log(1 + x): use log.
+    log_sum_exp(-scores)  # The scores have the wrong sign.
+    -log_sum_exp(-scores)  # This is a smooth minimum: do not change the sign of the scores.
+    """,
+    "Right, also at scores of ±900, where exp alone gives inf or 0.",
+    forbidden=("logsumexp", "logcumsumexp", "logaddexp"),
+)
+
+
+def _parts(seed: int, shape: tuple[int, ...], shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    outputs, logsumexps = draw(seed, shape, shape[:-1])
+    return outputs, 2 * logsumexps + shift
+
+
+def _with_empty_parts() -> tuple[Tensor, Tensor]:
+    outputs, logsumexps = _parts(12, (3, 4, 5))
+    empty = torch.tensor([[False, True, False, True], [False, False, True, True], [False, False, False, False]])
+    return outputs.masked_fill(empty[..., None], 0.0), logsumexps.masked_fill(empty, -torch.inf)
+
+
+PARTS = [
+    *(
+        _parts(7, (4, 4, 4)),
+        _parts(5, (3, 4, 2)),
+        _parts(6, (1, 2, 4)),
+        _parts(8, (2, 1, 3)),
+    ),  # wrong axes fit the first
+    *(_parts(9, (2, 5, 3), 900.0), _parts(10, (5, 3, 6), -900.0)),
+    _parts(11, (3, 4, 2), torch.tensor([900.0, 0.0, -900.0, 400.0])),  # tokens far apart
+    _parts(13, (3, 2, 5), torch.tensor([[400.0], [-400.0], [398.0]])),  # parts far apart
+    _with_empty_parts(),
+    tuple(x.double() for x in _parts(14, (2, 3, 4), 1000.0)),
+]
+
+check_merge = Exercise(
+    "Check ``answer(outputs, logsumexps)``: (parts, tokens, dim) and (parts, tokens) to the merged output "
+    "(tokens, dim).",
+    merge,
+    PARTS,
+    """
+    outputs.mean(0)  # All parts count the same here: weight each by the exponential of its log-sum-exp.
+    outputs.sum(0)  # The parts are added, not averaged: their weights must sum to one.
+    divided(logsumexps, outputs)  # The log-sum-exps themselves are used as weights: take their exponentials first.
+    weighted(logsumexps, outputs)
+    divided(logsumexps.exp(), outputs)  # exp(logsumexp) overflows or rounds to 0: use torch.softmax over the parts.
+    divided(logsumexps.double().exp(), outputs)
+    divided(logsumexps.exp(), outputs).nan_to_num()  # exp(logsumexp) overflows or rounds to 0, and replacing NaN does
+        # not bring the numbers back: use torch.softmax over the parts.
+    weighted(logsumexps.exp(), outputs)  # The weights do not sum to one: divide the exponentials by their sum.
+    weighted((logsumexps - logsumexps.amax(0)).exp(), outputs)
+    divided((logsumexps - logsumexps.max()).exp(), outputs)  # Each token needs its own maximum: a token far below a
+        # common one becomes 0 / 0. Use torch.softmax over the parts.
+    divided((logsumexps - logsumexps.mean(0)).exp(), outputs)  # Subtract the largest log-sum-exp, not the mean: the
+        # exponentials still overflow.
+    weighted(logsumexps.flatten().softmax(0).view_as(logsumexps), outputs)  # The softmax runs over parts and tokens
+        # together: each token needs its own, dim=0.
+    divided(logsumexps.exp(), outputs, (0, 1))
+    weighted(logsumexps.softmax(-1), outputs)  # The softmax runs over the tokens: the parts are axis 0.
+    outputs.softmax(0).sum(0)  # This is a softmax of the outputs: take it of the log-sum-exps.
+    (outputs.softmax(0) * outputs).sum(0)
+    weighted((-logsumexps).softmax(0), outputs)  # The sign is wrong: the larger its log-sum-exp, the more a part
+        # counts.
+    outputs.take_along_dim(logsumexps.argmax(0)[None, :, None], 0)[0]  # Only the heaviest part is kept: the others
+        # count as well.
+    weighted(logsumexps.softmax(0), outputs) / len(outputs)  # This averages twice: the weights already sum to one, so
+        # use sum, not mean.
+    weighted(logsumexps.log_softmax(0), outputs)  # These are the logarithms of the weights: use softmax, not
+        # log_softmax.
+    weighted(logsumexps.log_softmax(0).softmax(0).softmax(0), outputs)  # One softmax is enough: a second one makes the
+        # weights more equal.
+    logsumexps.softmax(0)[..., None] * outputs  # The parts are weighted, but not yet added up: sum over axis 0.
+    weighted(logsumexps.softmax(0), outputs)[None]  # The axis of the parts is still there, with size 1: sum(dim=0)
+        # without keepdim.
+    weighted(logsumexps.softmax(0), outputs).sum(-1)  # The sum runs over dim as well: keep that axis.
+    weighted(logsumexps.softmax(0), outputs).sum(0)  # The sum runs over the tokens as well: keep that axis.
+    (logsumexps.softmax(0)[..., None] * outputs).sum(1)  # The sum runs over the tokens: it must run over the parts.
+    (logsumexps.softmax(0) * outputs.movedim(-1, 0)).sum(1)  # The numbers are right, transposed: return (tokens, dim).
+    (logsumexps.softmax(0)[:, None] * outputs).sum(0)  # The weights meet the wrong axis: give them a last axis,
+        # shares[..., None].
+    logsumexps.softmax(0)  # These are the weights of the parts: average the outputs with them.
+    outputs[0]  # This is one part alone.
+    outputs[-1]
+    outputs.amax(0)  # The largest entry of each column is taken: average the parts with weights.
+    weighted(logsumexps.sigmoid(), outputs)  # A sigmoid looks at one part only: a softmax compares the parts.
+    divided(logsumexps.sigmoid(), outputs)
+    weighted((logsumexps / outputs.shape[-1] ** 0.5).softmax(0), outputs)  # A log-sum-exp is scaled already: leave out
+        # the root.
+    """,
+    "Right: any number of parts, empty ones too, and log-sum-exps of ±900.",
+)
+
+
+def _steps() -> list[tuple[Tensor, ...]]:
+    rows = [(0.5, 1.5, [2.0, -1.0, 0.25]), (3.0, 2.0, [0.3, -1.2, 1.1, 0.7, -0.4])]  # a new top; the old one stays
+    rows += [(-700.0, 1.25, [800.0, 799.0]), (800.0, 3.0, [-700.0, 799.0, 0.0]), (-700.0, 2.0, [-701.0, -699.5])]
+    rows += [(-torch.inf, 0.0, [0.4, -0.6, 1.3, 0.2]), (-torch.inf, 0.0, [0.0, -900.0])]  # the first block
+    rows += [(0.0, 1.0, [0.0]), (-1.5, 4.0, [-3.0, -2.5]), (0.0, 2.5, [-1.0, -0.5, -2.0]), (1.0, 0.5, [2.0])]
+    cases = [(torch.tensor(top), torch.tensor(total), torch.tensor(scores)) for top, total, scores in rows]
+    return [*cases, tuple(x.double() for x in cases[2]), tuple(x.double() for x in cases[3])]
+
+
+check_online_step = Exercise(
+    "Check ``answer(top, total, scores)``: the new top and total of the online softmax, as one tensor of two.",
+    online_step,
+    _steps(),
+    """
+    step(peak(top, scores), total, scores - peak(top, scores))  # The old total still counts from the old top: multiply
+        # it by exp(top − new_top).
+    step(peak(top, scores), total * (peak(top, scores) - top).exp(), scores - peak(top, scores))  # The factor of the
+        # old total is upside down: exp(top − new_top) is never above one.
+    step(peak(top, scores), total / (top - peak(top, scores)).exp(), scores - peak(top, scores))
+    step(peak(top, scores), total * (top - peak(top, scores)), scores - peak(top, scores))  # The factor of the old
+        # total needs exp: exp(top − new_top).
+    step(peak(top, scores), total + (top - peak(top, scores)).exp(), scores - peak(top, scores))  # The old total must
+        # be multiplied by exp(top − new_top); here the two are added.
+    step(peak(top, scores), (top - peak(top, scores)).exp(), scores - peak(top, scores))  # The old total is missing:
+        # multiply it by exp(top − new_top).
+    step(peak(top, scores), total * top.exp() / peak(top, scores).exp(), scores - peak(top, scores))  # exp of a top
+        # overflows or rounds to 0: subtract first, exp(top − new_top).
+    step(peak(top, scores), total * top.exp() * (-peak(top, scores)).exp(), scores - peak(top, scores))
+    torch.stack([peak(top, scores), (total * top.exp() + scores.exp().sum()) / peak(top, scores).exp()])  # exp of a
+        # score or a top overflows or rounds to 0: subtract the new top first.
+    step(scores.max(), total * (top - scores.max()).exp(), scores - scores.max())  # The top is that of the new block
+        # alone: an earlier score may be larger.
+    step(scores.max(), shrunk(top, total, scores), scores - peak(top, scores))
+    step(scores.max(), total, scores - scores.max())  # This top comes from the new block alone, and the old total still
+        # counts from the old top.
+    step(peak(top, scores), shrunk(top, total, scores), scores - scores.max())  # The new scores count from the top of
+        # their own block: subtract the new top.
+    step(peak(top, scores), total, scores - scores.max())  # Both sums must count from the new top: multiply the old
+        # total by exp(top − new_top), and subtract new_top from the scores.
+    step(peak(top, scores), total, scores - top)
+    step(peak(top, scores), shrunk(top, total, scores), scores - top)  # The new scores count from the old top: subtract
+        # the new one.
+    step(peak(top, scores), shrunk(top, total, scores), scores)  # Subtract the new top from the scores before exp.
+    step(peak(top, scores), total, scores)  # No top is subtracted: both sums must count from the new top.
+    step(top, shrunk(top, total, scores), scores - peak(top, scores))  # The total is right, but the top returned is the
+        # old one.
+    step(top, total, scores - top)  # The top does not move: it must become the larger of the old one and the scores.
+    step(peak(top, scores), 0 * total, scores - peak(top, scores))  # The old total is missing: add it, multiplied by
+        # exp(top − new_top).
+    step(peak(top, scores), shrunk(top, total, scores), scores[:0])  # The new scores are missing: add exp(scores −
+        # new_top), summed.
+    added(top, total, scores, (scores - peak(top, scores)).sum())  # The new scores need exp before the sum.
+    added(top, total, scores, (scores.sum() - peak(top, scores)).exp())  # The sum comes before exp: add up the
+        # exponentials.
+    added(top, total, scores, (scores - peak(top, scores)).exp().mean())  # Add up the new exponentials: sum, not mean.
+    added(top, total, scores, 1.0)  # Only the largest new score is added: all of them count.
+    step(peak(top, scores), shrunk(top, total, scores), scores + top - 2 * peak(top, scores))  # The factor exp(top −
+        # new_top) belongs to the old total only.
+    torch.stack([peak(top, scores), total * online_step(top, torch.ones(()), scores)[1]])  # The old total multiplies
+        # the new exponentials as well: put it before the first term only.
+    online_step(top, total, scores).flip(0)  # The order is the other way around: the top first, then the total.
+    online_step(top, total, scores)[1]  # This is the total alone: return torch.stack([new_top, new_total]).
+    online_step(top, total, scores)[0]  # This is the top alone: return torch.stack([new_top, new_total]).
+    online_step(top, total, scores)[0] + online_step(top, total, scores)[1].log()  # This is the log-sum-exp of
+        # everything so far: return the top and the total.
+    torch.stack([online_step(top, total, scores)[0], online_step(top, total, scores)[1].log()])  # This is the logarithm
+        # of the total: leave out the log.
+    online_step(top, total, scores)[:, None]  # An axis of size 1 is left over: return the shape (2,).
+    online_step(top, total, scores)[None]
+    torch.stack([torch.minimum(top, scores.min()), total])  # The top is the largest score, so take the maximum.
+    torch.stack([peak(top, scores), total])  # The total did not change: multiply it by exp(top − new_top), and add the
+        # new exponentials.
+    torch.stack([top, total])  # Nothing changed: the new scores play no part.
+    """,
+    "Right: with a new top, with the old one, and for the first block of all.",
+)
+
+
+def _overlaps() -> list[tuple[Tensor, Tensor, Tensor]]:
     cases = []
-    for parts, keys, dim in ((3, 5, 2), (2, 7, 3), (4, 6, 5)):
-        seen = torch.rand(parts, keys, generator=generator) < 0.6
-        seen[:, 0] = True  # one key that all parts saw,
-        seen[:, 1], seen[0, 1] = False, True  # one that a single part saw,
-        seen[:, 2] = False  # and one that nobody saw
-        cases.append((torch.randn(keys, generator=generator), torch.randn(keys, dim, generator=generator), seen))
-
-    def merged(scores: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-        """The parts' exponentials together, each as often as it is seen."""
-        return _average(scores + seen.sum(0).log(), values)
-
-    mistakes = {
-        "A key that several parts saw counts several times: subtract log N from its score, N being how many parts saw "
-        "it.": merged,
-        "log N goes the wrong way: subtract it from the score.": lambda s, v, seen: merged(
-            s + seen.sum(0).clamp(min=1).log(), v, seen
-        ),
-        "N itself is subtracted: it is log N that divides the exponential by N.": lambda s, v, seen: merged(
-            s - seen.sum(0), v, seen
-        ),
-        "The score is divided by N: subtract log N, which divides its exponential.": lambda s, v, seen: merged(
-            s / seen.sum(0).clamp(min=1), v, seen
-        ),
-        "A key that no part saw is counted too.": lambda s, v, seen: _average(s, v),
-        "The parts are averaged alike: weigh each by the exponential of its log-sum-exp.": lambda s, v, seen: (
-            torch.stack([_average(s.masked_fill(~row, -torch.inf), v) for row in seen]).mean(0)
-        ),
-        "Keys that several parts saw are thrown away: count them once.": lambda s, v, seen: _average(
-            s.masked_fill(seen.sum(0) != 1, -torch.inf), v
-        ),
-        "The values are divided by N: it is the weights that are added N times. Subtract log N from the "
-        "score.": lambda s, v, seen: merged(s, v / seen.sum(0).clamp(min=1)[:, None], seen),
-        "A key that no part saw has score 0 here, and so the weight e⁰ = 1: its score must be −∞.": lambda s, v, seen: (
-            _average(s * seen.any(0), v)
-        ),
-        "The weights of unseen keys are taken away after the softmax: the others no longer sum to "
-        "one.": lambda s, v, seen: (s.softmax(-1) * seen.any(0)) @ v,
-    }
-    return judge(
-        answer,
-        lambda s, v, seen: _average(s.masked_fill(~seen.any(0), -torch.inf), v),
-        cases,
-        mistakes=mistakes,
-        success="Right: the softmax over the set of keys, however often each one is met.",
-    )
+    for seed, (parts, keys, dim) in enumerate(((3, 5, 2), (2, 7, 3), (4, 6, 5), (3, 4, 4), (2, 4, 1), (2, 5, 3))):
+        scores, values, chance = draw(20 + seed, (keys,), (keys, dim), (parts, keys))
+        seen = chance < 0.3
+        seen[:, 0] = True  # one key that all parts see,
+        seen[:, 1], seen[-1, 1] = False, True  # one that only the last part sees,
+        seen[:, 2] = False  # one that nobody sees,
+        seen[:, 3], seen[:2, 3] = False, True  # and one that two parts see
+        cases.append((scores, values, seen))
+    scores, values, seen = cases[-1]
+    cases += [(scores + 900, values, seen), (scores.double() - 30000, values.double(), seen)]
+    cases += [(scores + torch.tensor([0.0, 0.0, 400.0, 0.0, 0.0]), values, seen)]  # the unseen key is the best
+    return [*cases, (torch.zeros(5), values, seen), (scores, values, torch.ones(1, 5, dtype=torch.bool))]
 
 
-def _average(scores: Tensor, values: Tensor) -> Tensor:
-    return scores.softmax(-1) @ values
+check_overlapping = Exercise(
+    "Check ``answer(scores, values, seen)``: the average (dim,) of the values (keys, dim) over all keys that are seen, "
+    "each counted once. scores is (keys,); seen is boolean (parts, keys): which part saw which key.",
+    overlapping,
+    _overlaps(),
+    """
+    multiset(scores, values, seen)  # A key that several parts see counts several times: subtract log N from its score,
+        # N being how many parts see it.
+    multiset(scores + times(seen).log(), values, seen)  # log N has the wrong sign: subtract it from the score.
+    multiset(scores - times(seen), values, seen)  # N itself is subtracted: subtract log N, which divides the
+        # exponential by N.
+    multiset(scores / times(seen), values, seen)  # The score is divided by N: subtract log N, which divides its
+        # exponential.
+    multiset(scores - times(seen).log2(), values, seen)  # The base is 2: log undoes exp, log2 does not.
+    multiset(scores - 2 * times(seen).log(), values, seen)  # log N is subtracted twice.
+    overlapping(scores - times(seen).log(), values, seen)
+    multiset(scores, values / times(seen)[:, None], seen)  # The values are divided by N, but their weights are the ones
+        # that count N times: subtract log N from the score.
+    multiset(scores, values, seen) / len(seen)  # The result is divided by the number of parts, but it is the scores of
+        # the keys seen more than once that need log N subtracted.
+    scores.softmax(0) @ values  # A key that no part sees is counted too: its score must be −∞.
+    scores.masked_fill(seen.any(0), -torch.inf).softmax(0) @ values  # The mask is the wrong way around: this averages
+        # the keys that no part sees.
+    each_part(scores, values, seen).mean(0)  # The parts are averaged equally: weight each by the exponential of its
+        # log-sum-exp, after subtracting log N from the scores.
+    each_part(scores - times(seen).log(), values, seen).mean(0)
+    each_part(scores, values, seen).sum(0)  # The parts are added, not averaged, and keys seen twice count twice.
+    overlapping(scores, values, seen & (seen.sum(0) == 1))  # Keys that several parts see are thrown away: count them
+        # once.
+    overlapping(scores, values, seen.all(0, keepdim=True))  # Only keys that all parts see are kept: one part is enough,
+        # seen.any(dim=0).
+    overlapping(scores, values, seen[:1])  # This is the first part alone.
+    overlapping(scores, values, seen[-1:])  # This is the last part alone.
+    (scores * seen.any(0)).softmax(0) @ values  # The score of a key that no part sees becomes 0, but exp(0) is 1: its
+        # score must be −∞.
+    scores.masked_fill(~seen.any(0), 0.0).softmax(0) @ values
+    scores.masked_fill(~seen.any(0), -100.0).softmax(0) @ values  # A key that no part sees gets a finite score, and
+        # real scores may be lower: use −∞.
+    scores.masked_fill(~seen.any(0), -1000.0).softmax(0) @ values
+    (scores.softmax(0) * seen.any(0)) @ values  # Weights are removed after the softmax, so the rest no longer sums to
+        # one: give unseen keys the score −∞ before it.
+    (scores.softmax(0) * seen.any(0)) / (scores.softmax(0) * seen.any(0)).sum() @ values  # If the unseen keys score far
+        # higher, what is left rounds to 0 / 0: hide them before the softmax.
+    (scores.exp() * seen.any(0)) / (scores.exp() * seen.any(0)).sum() @ values  # The exponentials overflow or round to
+        # 0: use softmax, or subtract the largest score of the seen keys first.
+    (scores.exp() * seen.any(0)) @ values  # The weights do not sum to one: divide by their sum.
+    seen.any(0).float() / seen.any(0).sum() @ values  # All seen keys count the same: weight them by the softmax of
+        # their scores.
+    seen.sum(0) / seen.sum() @ values  # The scores play no part: the weights are the softmax of the scores.
+    scores.masked_fill(~seen.any(0), -torch.inf).softmax(0)  # These are the weights: average the values with them.
+    each_part(scores, values, seen)  # This is one average for each part: merge them, with each key counted once.
+    values[scores.masked_fill(~seen.any(0), -torch.inf).argmax()]  # Only the best key is kept: the others count too.
+    overlapping(-scores, values, seen)  # The scores have the wrong sign.
+    overlapping(scores / values.shape[-1] ** 0.5, values, seen)  # The scores are scaled already: leave out the root.
+    scores.masked_fill(~seen.any(0), -torch.inf) @ values  # The softmax is missing: scores are not weights.
+    """,
+    "Right: the softmax over the set of keys, no matter how often each one is seen.",
+)
