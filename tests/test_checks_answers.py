@@ -1,18 +1,39 @@
 """Right answers that differ from the reference pass, and wrong ones that differ from the tables' are named."""
 
+import einops
 import pytest
 import torch
 import torch.nn.functional as F
 
+from attnlib.attend import Attended, attend, merge
 from attnlib.checks import (
+    check_combine_rounds,
     check_context_vectors,
     check_cosine_context,
+    check_count_once,
+    check_einsum_attention,
+    check_hash,
+    check_head_output,
+    check_joint,
+    check_log_sum_exp,
+    check_loops_equation,
+    check_matmul_equation,
+    check_memory_keys,
+    check_memory_scores,
+    check_merge,
+    check_online_step,
+    check_overlapping,
     check_same,
     check_scores,
     check_scores_shape,
     check_softmax,
+    check_sort_and_undo,
+    check_topk_attention,
+    check_visible,
     check_weighted_average,
 )
+from attnlib.lsh import hash_buckets
+from attnlib.memory import split_memory_heads
 
 
 def same_in_a_loop(a, b):
@@ -92,9 +113,167 @@ WRONG_00_TO_04 = [
     (check_cosine_context, lambda x: (x @ x.T / x.norm() ** 2).softmax(-1) @ x, "All tokens share one length"),
 ]
 
+
+def attention_by_torch(x, *weights):
+    query, key, value = (torch.einsum("btm,hmd->bhtd", x, weight) for weight in weights)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def attention_in_words(x, W_query, W_key, W_value, scores="b q h d, b k h d -> b h q k"):
+    query, key, value = (einops.einsum(x, w, "b t m, h m d -> b t h d") for w in (W_query, W_key, W_value))
+    pattern = (einops.einsum(query, key, scores) / query.shape[-1] ** 0.5).softmax(-1)
+    return einops.rearrange(einops.einsum(pattern, value, "b h q k, b k h d -> b h q d"), "b h q d -> b q h d")
+
+
+def keys_in_loops(stacked, heads):
+    b_s, seq_len, top_k, _, embed_dim = stacked.shape
+    keys = torch.zeros(b_s, heads, seq_len, embed_dim // heads, top_k)
+    for place in range(embed_dim):
+        keys[:, place // keys.shape[3], :, place % keys.shape[3]] = stacked[:, :, :, 0, place]
+    return keys
+
+
+def topk_in_loops(query, key, value, top_k):
+    rows = []
+    for q in query:
+        best = sorted(range(len(key)), key=lambda m: -float(q @ key[m]))[:top_k]
+        rows.append((key[best] @ q / len(q) ** 0.5).softmax(0) @ value[best])
+    return torch.stack(rows)
+
+
+def topk_masked(query, key, value, top_k):
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    return scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf).softmax(-1) @ value
+
+
+def order_in_loops(buckets):
+    order = sorted(range(len(buckets)), key=lambda t: (int(buckets[t]), t))
+    undo = torch.zeros(len(buckets), dtype=torch.long)
+    undo[torch.tensor(order)] = torch.arange(len(buckets))
+    return torch.stack([torch.tensor(order), undo])
+
+
+def rounds_as_keys(outputs, logsumexps):
+    """A single key with score z and value o has the output o and the log-sum-exp z."""
+    one = torch.ones(logsumexps.shape[1], 1, 1, dtype=outputs.dtype)
+    parts = [attend(one, z[:, None, None], o[:, None], scale=1.0) for o, z in zip(outputs, logsumexps)]
+    return merge(parts).output[:, 0]
+
+
+def with_maximum(outputs, logsumexps):
+    weights = (logsumexps - logsumexps.max(dim=0).values).exp()
+    return torch.einsum("ptd,pt->td", outputs, weights) / weights.sum(0)[:, None]
+
+
+def visible_in_loops(buckets, chunk_size):
+    table = torch.zeros(len(buckets), len(buckets), dtype=torch.bool)
+    for i in range(len(buckets)):
+        table[i, [j for j in range(i) if buckets[j] == buckets[i]][-chunk_size:]] = True
+    return table
+
+
+def visible_by_undo(buckets, chunk_size):
+    undo = order_in_loops(buckets)[1]
+    gap = undo.unsqueeze(1) - undo.unsqueeze(0)
+    return torch.eq(buckets.unsqueeze(1), buckets) & (gap > 0) & (gap < chunk_size + 1)
+
+
+def once_in_loops(scores, seen):
+    result = torch.full(seen.shape, -torch.inf)
+    for r, i, j in seen.nonzero().tolist():
+        result[r, i, j] = scores[i, j] - torch.log(seen[:, i, j].sum())
+    return result
+
+
+def step_in_place(top, total, scores):
+    new_top = max(top, scores.max())
+    total *= torch.exp(top - new_top)
+    total += torch.exp(scores - new_top).sum()
+    return torch.stack([new_top, total])
+
+
+def step_with_all(top, total, scores):
+    everything = torch.cat([(top + total.log())[None], scores])
+    new_top = torch.cat([top[None], scores]).max()
+    return new_top, (everything.logsumexp(0) - new_top).exp()
+
+
+def parts_merged(scores, values, seen):
+    once = scores - seen.sum(0).log()
+    parts = [attend(torch.ones(1, 1).to(scores), once[row, None], values[row], scale=1.0) for row in seen]
+    return merge(parts).output[0]
+
+
+def two_names_missing(x, W_query, W_key, W_value):
+    return attention_in_words(x, W_query, W_key, W_value, scores="b t h d, b t h d -> b h t t")
+
+
+def viewed(x, *weights):
+    return attention_in_words(x, *weights).view(*x.shape[:2], len(weights[0]), -1)
+
+
 # Notebooks 05 to 08.
-RIGHT_05_TO_08 = []
-WRONG_05_TO_08 = []
+RIGHT_05_TO_08 = [
+    *((check_loops_equation, lambda text=text: text) for text in ("hqk->hk", " a b c->a c\n", "h q k -> h k")),
+    *((check_matmul_equation, lambda text=text: text) for text in ("nti,ntj", "n t i, n t j -> i j\n", "btr,btc->rc")),
+    (check_head_output, lambda p, v: torch.cat([p[:, h] @ v[:, :, h] for h in range(v.shape[2])], dim=-1)),
+    (check_head_output, lambda p, v: (p @ v.transpose(1, 2)).transpose(1, 2).flatten(2)),
+    (check_einsum_attention, attention_by_torch),
+    (check_einsum_attention, attention_in_words),
+    (check_memory_keys, keys_in_loops),
+    (check_memory_keys, lambda s, h: s.unbind(-2)[0].unflatten(-1, (h, -1)).permute(0, 3, 1, 4, 2)),
+    (check_memory_keys, lambda s, h: split_memory_heads(s, h)[0]),
+    (check_memory_scores, lambda q, k: (q.unsqueeze(-2) @ k).squeeze(-2) / q.shape[-1] ** 0.5),
+    (check_memory_scores, lambda q, k: (q[..., None] * k / q.shape[-1] ** 0.5).sum(-2)),
+    (check_topk_attention, topk_in_loops),
+    (check_topk_attention, topk_masked),
+    (check_joint, lambda a, x, b, y: merge([Attended(a, x), Attended(b, y)]).output),
+    (check_joint, lambda a, x, b, y: (torch.stack([x, y]).softmax(0)[..., None] * torch.stack([a, b])).sum(0)),
+    (check_joint, lambda a, x, b, y: a + (b - a) / (1 + (x - y).exp())[..., None]),
+    (check_joint, lambda a, x, b, y: (x - x.logaddexp(y)).exp()[..., None] * a + (y - x.logaddexp(y)).exp()[..., None] * b),
+    (check_hash, lambda x, r: hash_buckets(x[None, None], r[None, None])[0, 0, 0]),
+    (check_hash, lambda x, r: (x @ torch.cat([r, -r], dim=1)).max(dim=1).indices),
+    (check_sort_and_undo, order_in_loops),
+    (check_sort_and_undo, lambda b: torch.stack([o := b.sort(stable=True).indices, o.argsort()])),
+    (check_combine_rounds, rounds_as_keys),
+    (check_combine_rounds, with_maximum),
+    (check_visible, visible_in_loops),
+    (check_visible, visible_by_undo),
+    (check_count_once, once_in_loops),
+    (check_count_once, lambda s, m: torch.where(m, s - m.sum(0).log(), -torch.inf)),
+    (check_log_sum_exp, lambda s: (t := s.max(-1).values) + torch.log(torch.exp(s - t[..., None]).sum(-1))),
+    (check_log_sum_exp, lambda s: (s.double() - s.amax()).exp().sum(-1).log() + s.amax() if s.ndim < 2 else
+     torch.stack([row.sub(row.max()).exp().sum().log() + row.max() for row in s.flatten(0, -2)]).view(s.shape[:-1])),
+    (check_merge, with_maximum),
+    (check_merge, lambda o, z: merge([Attended(*part) for part in zip(o, z)]).output),
+    (check_online_step, step_in_place),
+    (check_online_step, step_with_all),
+    (check_overlapping, parts_merged),
+    (check_overlapping, lambda s, v, seen: s[seen.any(0)].softmax(0) @ v[seen.any(0)]),
+    (check_overlapping, lambda s, v, seen: (s + seen.any(0).log()).softmax(-1) @ v),
+]  # fmt: skip
+WRONG_05_TO_08 = [
+    (check_loops_equation, lambda: "head key query -> head key", "you wrote `head query key -> head query`. But"),
+    (check_loops_equation, lambda: "h q -> h", "2 axes"),
+    (check_loops_equation, lambda: ("h q k", "h k"), "raised"),
+    (check_matmul_equation, lambda: "n t i, m s j -> i j", "`batch` and `token` must have the same name"),
+    (check_matmul_equation, lambda: "n i t, n t j -> i j", "two sizes"),
+    (check_einsum_attention, two_names_missing, "tokens needs two names in the scores"),
+    (check_einsum_attention, viewed, "do without view()"),
+    (check_einsum_attention, lambda x, *w: x[:, None] @ w[0], "do without matmul()"),
+    (check_memory_keys, lambda s, h: s[..., 0, :].view(len(s), h, s.shape[1], -1, s.shape[2]), "mix the numbers up"),
+    (check_topk_attention, lambda q, k, v, n: (q @ k.mT).topk(n).softmax(-1), "no attribute 'softmax'"),
+    (check_joint, lambda a, x, b, y: torch.sigmoid(y - x) * b + torch.sigmoid(x - y) * a, "the wrong axis"),
+    (check_hash, lambda x, r: torch.cat([x @ r, -x @ r]).argmax(-1), "should return the shape"),
+    (check_sort_and_undo, lambda b: (b.argsort(stable=True), b.argsort(stable=True)), "make them one tensor"),
+    (check_visible, lambda b, c: visible_in_loops(b, c).float(), "return a boolean tensor"),
+    (check_count_once, lambda s, m: (s - m.sum(0).log()).masked_fill(m, -torch.inf), "wrong way around"),
+    (check_log_sum_exp, lambda s: torch.logsumexp(s, dim=-1), "do without logsumexp()"),
+    (check_log_sum_exp, lambda s: torch.special.logsumexp(s, dim=-1), "do without logsumexp()"),
+    (check_log_sum_exp, lambda s: (s - s.max(-1)).exp(), "raised TypeError"),
+    (check_merge, lambda o, z: (z.softmax(0) * o).sum(0), "the wrong axis"),
+    (check_online_step, lambda t, n, s: (t, n), "Nothing changed"),
+]
 
 
 @pytest.mark.parametrize(("check", "answer"), RIGHT_00_TO_04 + RIGHT_05_TO_08)

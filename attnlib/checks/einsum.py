@@ -1,241 +1,305 @@
-"""Checks of notebook 05: equations for loops and for matrix products, and attention written with einsum."""
+"""Exercises of notebook 05: equations for loops and for matrix products, and attention written with einsum."""
 
 import itertools
 from collections.abc import Callable, Sequence
 from functools import wraps
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
-from attnlib.checks._judge import Verdict, judge
+from attnlib.checks.exercise import Exercise, draw
 from attnlib.einsum import explain_einsum
 
 
-def check_loops_equation(answer: Callable) -> Verdict:
-    """Judge ``answer()``: the equation of loops that add up ``A[head, query, key]`` over the queries.
-
-    The output is (head, key). The equation is judged by its result on random inputs, not by its text.
-    """
-    return _judge_equation(answer, [("head", "query", "key")], ("head", "key"), [((2, 3, 5),), ((7, 5, 2),)])
+def loops_equation() -> str:
+    return "head query key -> head key"
 
 
-def check_matmul_equation(answer: Callable) -> Verdict:
-    """Judge ``answer()``: the equation of ``sum(A[n].T @ B[n] for n in range(batch))``.
-
-    A is (batch, token, row) and B (batch, token, column). Judged by its result on random inputs, not by its text.
-    """
-    names = [("batch", "token", "row"), ("batch", "token", "column")]
-    return _judge_equation(answer, names, ("row", "column"), [((2, 3, 5), (2, 3, 7)), ((3, 2, 7), (3, 2, 5))])
+def matmul_equation() -> str:
+    return "batch token row, batch token column -> row column"
 
 
-def check_head_output(answer: Callable) -> Verdict:
-    """Judge ``answer(pattern, value)``: each head's weighted average of the values, the heads joined side by side.
-
-    pattern is (batch, heads, seq_q, seq_k), value (batch, seq_k, heads, d); the result (batch, seq_q, heads * d).
-    """
-    return judge(
-        answer,
-        lambda pattern, value: torch.einsum("bhqk,bkhd->bqhd", pattern, value).flatten(2),
-        _attention_cases(51),
-        mistakes={
-            "The heads are not joined yet: rearrange (heads d) into one axis.": lambda p, v: torch.einsum(
-                "bhqk,bkhd->bqhd", p, v
-            ),
-            "The heads are not joined, and stand before the tokens: end with batch seq_q (heads d).": (
-                lambda p, v: torch.einsum("bhqk,bkhd->bhqd", p, v)
-            ),
-            "The heads are joined in the order (d heads): head 0 must fill the first d columns, so (heads d).": (
-                lambda p, v: torch.einsum("bhqk,bkhd->bqdh", p, v).flatten(2)
-            ),
-            "The axes were merged without being moved: bring seq_q before heads first; rearrange does both at once.": (
-                lambda p, v: torch.einsum("bhqk,bkhd->bhqd", p, v).reshape(p.shape[0], p.shape[2], -1)
-            ),
-            "The sum runs over the queries: seq_k is the axis that pattern and value share, and that goes.": (
-                lambda p, v: torch.einsum("bhqk,bqhd->bkhd", p, v).flatten(2)
-            ),
-            "Each value is multiplied by the sum of a row, because seq_k has two names: give it the same name in "
-            "pattern and value.": lambda p, v: torch.einsum("bhqk,blhd->bqhd", p, v).flatten(2),
-            "The heads have two names, so every head's weights meet every head's values: use one name.": (
-                lambda p, v: torch.einsum("bhqk,bkgd->bqgd", p, v).flatten(2)
-            ),
-            "The heads have two names, so the values of all heads are added up: use one name.": (
-                lambda p, v: torch.einsum("bhqk,bkgd->bqhd", p, v).flatten(2)
-            ),
-            "The heads are added up: heads must stand behind the arrow too.": (
-                lambda p, v: torch.einsum("bhqk,bkhd->bqd", p, v)
-            ),
-            "The pattern has its softmax already: a second one makes the weights more equal.": (
-                lambda p, v: torch.einsum("bhqk,bkhd->bqhd", p.softmax(-1), v).flatten(2)
-            ),
-        },
-        success="Right: seq_k is summed, heads and d share the last axis.",
-    )
+def head_output(pattern: Tensor, value: Tensor) -> Tensor:
+    output = einsum(pattern, value, "batch heads q k, batch k heads d -> batch q heads d")
+    return rearrange(output, "batch q heads d -> batch q (heads d)")
 
 
-def check_einsum_attention(answer: Callable) -> Verdict:
-    """Judge ``answer(x, W_query, W_key, W_value)``: full attention with a weight (heads, d_model, d) for each role.
-
-    x is (batch, tokens, d_model); the result is (batch, tokens, heads, d).
-    """
-    draw = torch.Generator().manual_seed(52)
-    cases = []
-    for batch, tokens, model, heads, d in ((2, 3, 3, 3, 3), (2, 5, 7, 3, 4), (3, 2, 5, 4, 6)):
-        weights = (torch.randn(heads, model, d, generator=draw) for _ in range(3))
-        cases.append((torch.randn(batch, tokens, model, generator=draw), *weights))
-    return judge(
-        answer,
-        _attention,
-        cases,
-        mistakes=_scale_mistakes() | _softmax_mistakes() | _name_mistakes() | _end_mistakes(),
-        success="Right: projections, scores, pattern and output, each in one line.",
-    )
+def einsum_attention(x: Tensor, W_query: Tensor, W_key: Tensor, W_value: Tensor) -> Tensor:
+    project = "batch tokens d_model, heads d_model d -> batch tokens heads d"
+    query, key, value = (einsum(x, weight, project) for weight in (W_query, W_key, W_value))
+    scores = einsum(query, key, "batch q heads d, batch k heads d -> batch heads q k")
+    pattern = (scores / query.shape[-1] ** 0.5).softmax(dim=-1)
+    return einsum(pattern, value, "batch heads q k, batch k heads d -> batch q heads d")
 
 
-def _scale_mistakes() -> dict[str, Callable]:
-    return {
-        "The scale is missing: divide the scores by √d before softmax.": lambda x, q, k, v: _attention(
-            x, q * q.shape[-1] ** 0.5, k, v
-        ),
-        "The scale is √d_model: d, the length of one head's query, is what counts.": lambda x, q, k, v: _attention(
-            x, q * (q.shape[-1] / q.shape[-2]) ** 0.5, k, v
-        ),
-        "The scores are divided by d itself: take its square root.": lambda x, q, k, v: _attention(
-            x, q / q.shape[-1] ** 0.5, k, v
-        ),
-        "The scores are multiplied by √d: divide by it.": lambda x, q, k, v: _attention(x, q * q.shape[-1], k, v),
-        "The scale comes after softmax, so rows sum to 1/√d: scale the scores.": lambda x, q, k, v: (
-            _attention(x, q * q.shape[-1] ** 0.5, k, v) / q.shape[-1] ** 0.5
-        ),
-    }
-
-
-def _softmax_mistakes() -> dict[str, Callable]:
-    return {
-        "Softmax runs over the queries: the last axis of the scores must be the keys, dim=-1.": (
-            lambda x, q, k, v: _attention(x, q, k, v, dim=-2)
-        ),
-        "Softmax runs over the heads: the last axis of the scores must be the keys, dim=-1.": (
-            lambda x, q, k, v: _attention(x, q, k, v, dim=1)
-        ),
-        "Softmax is missing: raw scores are no weights.": lambda x, q, k, v: _average(_scores(x, q, k), x, v),
-        "Softmax is taken of the output: it ends before the values, at the scores.": (
-            lambda x, q, k, v: _average(_scores(x, q, k), x, v).softmax(-1)
-        ),
-        "The future is hidden: full attention has no mask.": lambda x, q, k, v: _average(
-            _without_future(_scores(x, q, k)).softmax(-1), x, v
-        ),
-    }
-
-
-def _name_mistakes() -> dict[str, Callable]:
-    return {
-        "Query and key have changed places.": lambda x, q, k, v: _attention(x, k, q, v),
-        "Key and value have changed places.": lambda x, q, k, v: _attention(x, q, v, k),
-        "The pattern averages the keys: it must average the values.": lambda x, q, k, v: _attention(x, q, k, k),
-        "d has two names in the scores, so each is summed alone: use one name.": (
-            lambda x, q, k, v: _attention(x, q, k, v, scores="bqhd,bkhe->bhqk")
-        ),
-        "The heads have two names in the scores, so queries meet the keys of all heads: use one name.": (
-            lambda x, q, k, v: _attention(x, q, k, v, scores="bqhd,bkgd->bhqk")
-        ),
-        "The heads have two names in the output, so the values of all heads are added up: use one name.": (
-            lambda x, q, k, v: _attention(x, q, k, v.sum(0, True).expand_as(v))
-        ),
-        "d_model has two names in the projections, so each is summed alone: use one name.": (
-            lambda x, q, k, v: _attention(x.sum(-1, True), *(w.sum(1, True) for w in (q, k, v)))
-        ),
-        "A weight is read as (heads, d, d_model): its axes are (heads, d_model, d).": (
-            lambda x, q, k, v: _attention(x, q.mT, k.mT, v.mT)
-        ),
-    }
-
-
-def _end_mistakes() -> dict[str, Callable]:
-    return {
-        "The heads stand before the tokens: end with batch tokens heads d.": (
-            lambda x, q, k, v: _attention(x, q, k, v).transpose(1, 2)
-        ),
-        "The heads are joined: here they keep an axis of their own.": (
-            lambda x, q, k, v: _attention(x, q, k, v).flatten(2)
-        ),
-        "The heads are added up: heads must stand behind the arrow too.": (
-            lambda x, q, k, v: _attention(x, q, k, v).sum(2)
-        ),
-        "These are the scores: scale, softmax and values are still to come.": lambda x, q, k, v: _scores(
-            x, q * q.shape[-1] ** 0.5, k
-        ),
-        "This is the pattern: average the values with it.": lambda x, q, k, v: _scores(x, q, k).softmax(-1),
-    }
-
-
-def _judge_equation(
-    answer: Callable, names: Sequence[tuple[str, ...]], output: tuple[str, ...], shapes: Sequence[tuple]
-) -> Verdict:
-    """Judge an equation by the numbers that it gives; a wrong output is named axis by axis."""
-    if not callable(answer):
-        return judge(answer, torch.einsum, [])
+def by_its_numbers(answer: Callable[[], str]) -> Callable:
+    """What the learner's equation makes of the operands: equations are compared by their results, not by their text."""
 
     @wraps(answer)
-    def result(*operands: Tensor) -> Tensor | None:
+    def run(*operands: Tensor) -> Tensor | None:
         equation = answer()
         if equation is None or equation is Ellipsis:
-            return None
-        return explain_einsum(equation, *operands).run_loops()
+            return equation
+        return explain_einsum(equation.strip() if isinstance(equation, str) else equation, *operands).run_loops()
 
-    def einsum(axes: Sequence[str], inputs: Sequence[tuple[str, ...]] = names) -> Callable:
-        return lambda *operands: explain_einsum(_written(inputs, axes), *operands).run_loops()
+    return run
 
-    draw = torch.Generator().manual_seed(50)
-    cases = [tuple(torch.randn(shape, generator=draw) for shape in case) for case in shapes]
-    every = list(dict.fromkeys(itertools.chain(*names)))
+
+def wrong_equations(inputs: Sequence[Sequence[str]], output: Sequence[str]) -> dict[str, Callable]:
+    """Every other output, and every way to call a shared axis by two names, with the sentence that names it."""
+
+    def written(names: Sequence[Sequence[str]], axes: Sequence[str]) -> str:
+        return f"{', '.join(' '.join(operand) for operand in names)} -> {' '.join(axes)}".strip()
+
+    def quoted(names: Sequence[str]) -> str:
+        return " and ".join(f"`{name}`" for name in names)
+
+    def sentence(axes: Sequence[str]) -> str:
+        kept, lost = [a for a in axes if a not in output], [a for a in output if a not in axes]
+        if not kept and not lost:
+            return f"The axes are right, but their order is not: the output is ({', '.join(output)})."
+        faults = [f"{quoted(kept)} must be summed, so leave {'it' if len(kept) == 1 else 'them'} out on the right"]
+        faults = faults * bool(kept) + [f"{quoted(lost)} must be kept: a name missing on the right is summed"] * bool(
+            lost
+        )
+        return f"In the words of the exercise, you wrote `{written(inputs, axes)}`. But {', and '.join(faults)}."
+
+    every = list(dict.fromkeys(itertools.chain(*inputs)))
     others = (axes for count in range(len(every) + 1) for axes in itertools.permutations(every, count))
-    mistakes = {_sentence(names, axes, output): einsum(axes) for axes in others if axes != output}
-    shared = [name for name in every if all(name in axes for axes in names[:2])] if len(names) > 1 else []
+    equations = {sentence(axes): written(inputs, axes) for axes in others if axes != tuple(output)}
+    shared = [name for name in inputs[0] if name in inputs[-1]] if len(inputs) > 1 else []
     for split in (split for count in (1, 2) for split in itertools.combinations(shared, count)):
-        sentence = " and ".join(f"`{name}`" for name in split) + " must have the same name in A and in B."
-        second = tuple(f"other_{name}" if name in split else name for name in names[1])
-        mistakes[f"{sentence} Under two names each is summed alone."] = einsum(output, [names[0], second])
-    return judge(result, einsum(output), cases, mistakes=mistakes, success=f"Right: it means {_written(names, output)}")
+        second = [f"other_{name}" if name in split else name for name in inputs[-1]]
+        for axes, also in ((output, ""), (output[::-1], f" The output is ({', '.join(output)}).")):
+            words = f"{quoted(split)} must have the same name in A and in B. Two names are summed separately.{also}"
+            equations[words] = written([*inputs[:-1], second], axes)
+    return {words: lambda equation=equation: equation for words, equation in equations.items()}
 
 
-def _written(names: Sequence[tuple[str, ...]], output: Sequence[str]) -> str:
-    return f"{', '.join(' '.join(axes) for axes in names)} -> {' '.join(output)}".strip()
+def out(pattern: Tensor, value: Tensor, equation: str = "bhqk,bkhd->bqhd") -> Tensor:
+    return torch.einsum(equation, pattern, value)
 
 
-def _sentence(names: Sequence[tuple[str, ...]], axes: tuple[str, ...], output: tuple[str, ...]) -> str:
-    kept = [f"`{axis}`" for axis in axes if axis not in output]
-    lost = [f"`{axis}`" for axis in output if axis not in axes]
-    if not kept and not lost:
-        return f"The axes are right, their order is not: the output is ({', '.join(output)})."
-    it = "it" if len(kept) == 1 else "they"
-    faults = [f"{' and '.join(kept)} must be summed, so {it} must not stand behind the arrow"] * bool(kept)
-    faults += [f"{' and '.join(lost)} must be kept: every name that is missing behind the arrow is summed"] * bool(lost)
-    return f"In the words of the exercise you wrote `{_written(names, axes)}`. But {'; '.join(faults)}."
+def joined(pattern: Tensor, value: Tensor, equation: str = "bhqk,bkhd->bqhd") -> Tensor:
+    """The output with heads joined, or what another equation makes of it."""
+    return out(pattern, value, equation).flatten(2)
 
 
-def _attention_cases(seed: int) -> list[tuple[Tensor, Tensor]]:
-    draw = torch.Generator().manual_seed(seed)
-    cases = []
-    for batch, heads, q_tokens, kv_tokens, d in ((2, 3, 3, 3, 3), (2, 3, 5, 7, 4), (3, 2, 4, 2, 5)):
-        pattern = torch.randn(batch, heads, q_tokens, kv_tokens, generator=draw).softmax(-1)
-        cases.append((pattern * 2, torch.randn(batch, kv_tokens, heads, d, generator=draw)))
-    return cases
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("btm,hmd->bthd", x, weight)
 
 
-def _scores(x: Tensor, w_query: Tensor, w_key: Tensor, equation: str = "bqhd,bkhd->bhqk") -> Tensor:
-    query, key = torch.einsum("btm,hmd->bthd", x, w_query), torch.einsum("btm,hmd->bthd", x, w_key)
-    return torch.einsum(equation, query, key) / query.shape[-1] ** 0.5
+def products(x: Tensor, W_query: Tensor, W_key: Tensor, scale: float | None = None) -> Tensor:
+    scale = W_query.shape[-1] ** -0.5 if scale is None else scale
+    return scale * torch.einsum("bqhd,bkhd->bhqk", project(x, W_query), project(x, W_key))
 
 
-def _without_future(scores: Tensor) -> Tensor:
-    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
-
-
-def _average(pattern: Tensor, x: Tensor, w_value: Tensor) -> Tensor:
-    return torch.einsum("bhqk,bkhd->bqhd", pattern, torch.einsum("btm,hmd->bthd", x, w_value))
-
-
-def _attention(
-    x: Tensor, w_query: Tensor, w_key: Tensor, w_value: Tensor, dim: int = -1, scores: str = "bqhd,bkhd->bhqk"
+def attention(
+    x: Tensor,
+    W_query: Tensor,
+    W_key: Tensor,
+    W_value: Tensor,
+    *,
+    scores: str = "bqhd,bkhd->bhqk",
+    scale: float | None = None,
+    weigh: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
+    output: str = "bhqk,bkhd->bqhd",
 ) -> Tensor:
-    return _average(_scores(x, w_query, w_key, scores).softmax(dim), x, w_value)
+    """Attention with one thing changed. The default scale is 1/√d."""
+    query, key, value = (project(x, weight) for weight in (W_query, W_key, W_value))
+    scale = W_query.shape[-1] ** -0.5 if scale is None else scale
+    return torch.einsum(output, weigh(scale * torch.einsum(scores, query, key)), value)
+
+
+def without_future(scores: Tensor) -> Tensor:
+    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
+
+
+def one_name_too_few(answer: Callable) -> Callable:
+    """The same function. If einsum finds a name twice in an output, the error says what it means here."""
+
+    @wraps(answer)
+    def run(*inputs: Tensor) -> Tensor:
+        try:
+            return answer(*inputs)
+        except RuntimeError as error:
+            if "more than once" in str(error) or "duplicate dimension" in str(error):
+                error.args = ("tokens needs two names in the scores, one for the queries and one for the keys",)
+            raise
+
+    return run
+
+
+check_loops_equation = Exercise(
+    "Check ``answer()``: the equation of loops that add up ``A[head, query, key]`` over the queries. The output is "
+    "(head, key). The equation is judged by its result, not by its text.",
+    loops_equation,
+    [*(draw(50 + i, sizes) for i, sizes in enumerate(((2, 3, 5), (7, 5, 2), (3, 3, 3), (1, 4, 2))))],
+    wrong_equations([("head", "query", "key")], ("head", "key")),
+    "Right: it means head query key -> head key.",
+    adapt=by_its_numbers,
+)
+
+
+check_matmul_equation = Exercise(
+    "Check ``answer()``: the equation of ``sum(A[n].T @ B[n] for n in range(batch))``. A is (batch, token, row) and B "
+    "(batch, token, column). The equation is judged by its result, not by its text.",
+    matmul_equation,
+    [draw(60, (2, 3, 2), (2, 3, 2)), draw(61, (2, 3, 5), (2, 3, 7))],
+    wrong_equations([("batch", "token", "row"), ("batch", "token", "column")], ("row", "column")),
+    "Right: it means batch token row, batch token column -> row column.",
+    adapt=by_its_numbers,
+)
+
+
+def _patterns() -> list[tuple[Tensor, ...]]:
+    cases = []
+    sizes = ((3, 3, 3, 3, 3), (2, 3, 5, 7, 4), (3, 2, 4, 2, 5), (2, 1, 3, 5, 2), (1, 4, 1, 1, 3), (2, 3, 4, 3, 1))
+    for seed, (batch, heads, q_tokens, kv_tokens, d) in enumerate(sizes):
+        scores, value = draw(51 + seed, (batch, heads, q_tokens, kv_tokens), (batch, kv_tokens, heads, d))
+        cases.append((2 * scores.softmax(-1), value))  # rows sum to two, so a second division shows
+    return [*cases, tuple(x.double() for x in cases[1])]
+
+
+check_head_output = Exercise(
+    "Check ``answer(pattern, value)``: each head's weighted average of the values, the heads joined side by side. "
+    "pattern is (batch, heads, seq_q, seq_k), value (batch, seq_k, heads, d); the result (batch, seq_q, heads * d).",
+    head_output,
+    _patterns(),
+    """
+    out(pattern, value)  # The heads are not joined yet: rearrange to batch q (heads d).
+    out(pattern, value, "bhqk,bkhd->bhqd")  # The heads come before the tokens and are not joined: end with batch q
+        # (heads d).
+    rearrange(out(pattern, value), "b q h d -> b q (d h)")  # The heads are joined as (d heads): head 0 must fill the
+        # first d columns, so (heads d).
+    rearrange(out(pattern, value), "b q h d -> b h (q d)")  # Queries and d are joined: join heads and d, (heads d).
+    rearrange(out(pattern, value), "b q h d -> b (q h) d")  # Queries and heads are joined: join heads and d, (heads d).
+    rearrange(out(pattern, value), "b q h d -> b (h q) d")
+    rearrange(out(pattern, value), "b q h d -> (b h) q d")  # Batch and heads are joined: join heads and d, (heads d).
+    rearrange(out(pattern, value), "b q h d -> b (h d) q")  # The tokens come last: batch q (heads d).
+    rearrange(out(pattern, value), "b q h d -> q b (h d)")  # The tokens come first: batch q (heads d).
+    out(pattern, value, "bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # The axes are merged without
+        # being moved: bring q before heads first, or let rearrange do both.
+    joined(pattern, value, "bhkq,bkhd->bqhd")  # The sum runs over the queries: seq_k, the last axis of pattern, is the
+        # one to sum.
+    joined(pattern, value, "bhqk,bqhd->bkhd")
+    joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k has two names, so each value is multiplied by the sum of a row:
+        # use one name.
+    joined(pattern, value, "bhqk,bkgd->bqgd")  # The heads have two names, so the weights of all heads are added up: use
+        # one name.
+    joined(pattern, value, "bhqk,bkgd->bqhd")  # The heads have two names, so the values of all heads are added up: use
+        # one name.
+    joined(pattern, value, "bhqk,ckhd->bqhd")  # The batch has two names, so the values of all sentences are added up:
+        # use one name.
+    joined(pattern, value, "bhqk,ckhd->cqhd")  # The batch has two names, so the weights of all sentences are added up:
+        # use one name.
+    out(pattern, value, "bhqk,bkhd->bqd")  # The heads are added up: they belong on the right of the arrow too.
+    out(pattern, value).mean(2)  # The heads are averaged: join them.
+    out(pattern, value, "bhqk,bkhd->bqh")  # d is added up: it belongs on the right of the arrow too.
+    joined(pattern, value, "bhqk,bkhd->qhd")  # The batch is added up: it belongs on the right of the arrow too.
+    out(pattern, value, "bhqk,bkhd->bhd")  # The queries are added up: they belong on the right of the arrow too.
+    rearrange(out(pattern, value, "bhqk,bkhd->bqkhd"), "b q k h d -> b q (k h d)")  # seq_k is not summed: leave it out
+        # on the right of the arrow.
+    out(pattern, value, "bhqk,bkhd->bqkhd")
+    joined(pattern.softmax(-1), value)  # The pattern has its softmax already: a second one evens out the weights.
+    joined(pattern / pattern.sum(-1, keepdim=True), value)  # The pattern is divided again: use it as it is.
+    joined(pattern, value) / pattern.shape[-1]  # This is divided by the number of keys: einsum adds up, and the weights
+        # are in the pattern.
+    joined(pattern, value) / value.shape[-1] ** 0.5  # There is no scale here: it belongs to the scores, before the
+        # softmax.
+    joined(pattern.flip(1), value)  # The heads of the pattern are in reverse order.
+    value.flatten(2)  # These are the values: average them with the pattern.
+    """,
+    "Right: seq_k is summed, heads and d share the last axis.",
+)
+
+
+def _inputs() -> list[tuple[Tensor, ...]]:
+    cases = []
+    sizes = ((3, 3, 3, 3, 3), (2, 5, 7, 3, 4), (3, 2, 5, 4, 6), (2, 4, 3, 1, 2), (1, 1, 4, 2, 3))
+    for seed, (batch, tokens, d_model, heads, d) in enumerate(sizes):
+        cases.append(draw(55 + seed, (batch, tokens, d_model), *[(heads, d_model, d)] * 3))
+    return [*cases, (30 * cases[1][0], *cases[1][1:]), tuple(x.double() for x in cases[1])]  # scores in the hundreds
+
+
+check_einsum_attention = Exercise(
+    "Check ``answer(x, W_query, W_key, W_value)``: full attention with a weight (heads, d_model, d) for each role. "
+    "x is (batch, tokens, d_model); the result is (batch, tokens, heads, d).",
+    einsum_attention,
+    _inputs(),
+    """
+    attention(x, W_query, W_key, W_value, scale=1.0)  # The scale is missing: divide the scores by √d before softmax.
+    attention(x, W_query, W_key, W_value, scale=x.shape[-1] ** -0.5)  # The scale is √d_model: the length of one head's
+        # query is d.
+    attention(x, W_query, W_key, W_value, scale=(len(W_query) * W_query.shape[-1]) ** -0.5)  # The scale counts all
+        # heads: the length of one head's query is d.
+    attention(x, W_query, W_key, W_value, scale=len(W_query) ** -0.5)  # The scale is √heads: the length of one head's
+        # query is d.
+    attention(x, W_query, W_key, W_value, scale=x.shape[1] ** -0.5)  # The scale is √tokens: the length of one head's
+        # query is d.
+    attention(x, W_query, W_key, W_value, scale=1 / W_query.shape[-1])  # The scores are divided by d: take its root.
+    attention(x, W_query, W_key, W_value, scale=W_query.shape[-1] ** 0.5)  # The scores are multiplied by √d: divide.
+    attention(x, W_query, W_key, W_value, scale=1.0) / W_query.shape[-1] ** 0.5  # The scale comes after softmax, so
+        # rows sum to 1/√d: scale the scores.
+    attention(x, W_query, W_key, W_value) / W_query.shape[-1] ** 0.5  # The scale is applied again after the softmax.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-2))  # Softmax runs over the queries: the keys are
+        # the last axis of the scores, dim=-1.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(1))  # Softmax runs over the heads: the keys are the
+        # last axis of the scores, dim=-1.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(0))  # Softmax runs over the batch: use dim=-1.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s)  # Softmax is missing: scores are not weights.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s / s.sum(-1, True))
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp())  # The weights do not sum to one: use softmax.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # The exponentials overflow:
+        # use softmax.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.log_softmax(-1))  # These are logarithms of weights:
+        # softmax.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s).softmax(-1)  # Softmax is taken of the output: take it of
+        # the scores, before the values.
+    attention(x, W_query, W_key, W_value).softmax(-1)  # A second softmax is taken of the output: leave it out.
+    attention(x, W_query, W_key, W_value, weigh=without_future)  # The future is hidden: full attention has no mask.
+    attention(x, W_key, W_query, W_value)  # Query and key are swapped.
+    attention(x, W_query, W_value, W_key)  # Key and value are swapped.
+    attention(x, W_value, W_key, W_query)  # Query and value are swapped.
+    attention(x, W_query, W_key, W_key)  # The pattern averages the keys: it must average the values.
+    attention(x, W_query, W_key, W_query)  # The pattern averages the queries: it must average the values.
+    attention(x, W_query, W_query, W_value)  # Queries meet queries: the keys come from W_key.
+    attention(x, W_key, W_key, W_value)  # Keys meet keys: the queries come from W_query.
+    attention(x, W_query, W_key, W_value, scores="bqhd,bkhe->bhqk")  # d has two names in the scores, so each is summed
+        # separately: use one.
+    attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # The heads have two names in the scores, so
+        # queries meet the keys of all heads: use one.
+    attention(x, W_query, W_key, W_value, scores="bqhd,ckhd->bhqk")  # The batch has two names in the scores, so queries
+        # meet the keys of all sentences: use one.
+    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # The heads have two names in the output, so the
+        # values of all heads are added up: use one.
+    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqgd")  # The heads have two names in the output, so the
+        # weights of all heads are added up: use one.
+    attention(x, W_query, W_key, W_value, output="bhqk,blhd->bqhd")  # The keys have two names in the output, so all
+        # values are added up: use one.
+    attention(x, W_query, W_key, W_value, output="bhkq,bkhd->bqhd")  # Queries and keys of the pattern are swapped: the
+        # keys are its last axis.
+    attention(x, W_query, W_key, W_value, scores="bthd,bthd->bht", output="bht,bthd->bthd")  # Each query meets only its
+        # own key: tokens needs two names, one for queries and one for keys.
+    attention(x.sum(-1, True), *(w.sum(1, True) for w in (W_query, W_key, W_value)), scale=W_query.shape[-1] ** -0.5)
+        # d_model has two names in the projections, so each is summed separately: use one.
+    attention(x, W_query.mT, W_key.mT, W_value.mT)  # A weight is read as (heads, d, d_model): it is (heads, d_model,
+        # d).
+    attention(x, W_query.mT, W_key.mT, W_value.mT, scale=W_query.shape[-1] ** -0.5)
+    attention(x, W_query, W_key, W_value).transpose(1, 2)  # The heads come before the tokens: batch tokens heads d.
+    attention(x, W_query, W_key, W_value).mT  # heads and d are swapped: batch tokens heads d.
+    attention(x, W_query, W_key, W_value).flatten(2)  # The heads are joined: here they keep their axis.
+    attention(x, W_query, W_key, W_value).sum(2)  # The heads are added up: they belong on the right of the arrow too.
+    attention(x, W_query, W_key, W_value).mean(2)  # The heads are averaged: here they keep their axis.
+    attention(x, W_query, W_key, W_value).sum(-1)  # d is added up: it belongs on the right of the arrow too.
+    products(x, W_query, W_key, 1.0)  # These are the scores: scale, softmax and values are still to come.
+    products(x, W_query, W_key)  # These are the scaled scores: softmax and values are still to come.
+    products(x, W_query, W_key).softmax(-1)  # This is the pattern: average the values with it.
+    project(x, W_value)  # These are the values: average them with the pattern.
+    """,
+    "Right: projections, scores, pattern and output, each in one line.",
+    forbidden=("view", "permute", "matmul"),
+    adapt=one_name_too_few,
+)

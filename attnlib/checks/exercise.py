@@ -5,6 +5,7 @@ import functools
 import inspect
 import linecache
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -221,8 +222,9 @@ class _Watch(TorchFunctionMode):
         self.failed: tuple[str, list[tuple[int, ...]]] | None = None
 
     def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        name = getattr(func, "__name__", "")
-        if name in self.forbidden:
+        name = getattr(func, "__name__", "").removeprefix("special_")
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if name in self.forbidden and not caller.startswith("einops"):  # rearrange may call permute, a learner may not
             self.called = name
         try:
             return func(*args, **(kwargs or {}))

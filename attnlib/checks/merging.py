@@ -195,8 +195,9 @@ check_merge = Exercise(
     weighted(logsumexps.softmax(0), outputs).sum(0)  # The sum runs over the tokens as well: keep that axis.
     (logsumexps.softmax(0)[..., None] * outputs).sum(1)  # The sum runs over the tokens: it must run over the parts.
     (logsumexps.softmax(0) * outputs.movedim(-1, 0)).sum(1)  # The numbers are right, transposed: return (tokens, dim).
-    (logsumexps.softmax(0)[:, None] * outputs).sum(0)  # The weights meet the wrong axis: give them a last axis,
+    (logsumexps.softmax(0) * outputs).sum(0)  # The weights meet the wrong axis: give them a last axis,
         # shares[..., None].
+    (logsumexps.softmax(0)[:, None] * outputs).sum(0)
     logsumexps.softmax(0)  # These are the weights of the parts: average the outputs with them.
     outputs[0]  # This is one part alone.
     outputs[-1]
