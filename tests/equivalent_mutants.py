@@ -21,4 +21,44 @@ EQUIVALENT = {
             "the absolute value does not depend on the order of the subtraction"
         ),
     },
+    "check_loops_equation": {
+        f"def loops_equation():\n    return 'head {query} key -> head key'": "a summed axis may have any name"
+        for query in ("uqery", "qeury", "qurey", "queyr")
+    },
+    "check_topk_attention": {
+        "def topk_attention(query, key, value, top_k):\n"
+        f"    scores, ids = (query @ key.mT / {size} ** 0.5).topk(top_k)\n"
+        f"    weights = torch.softmax(scores, dim={dim})\n"
+        "    return torch.einsum('tk,tkd->td', weights, value[ids])": "the last axis of a matrix is axis 1, and "
+        "queries are as long as keys"
+        for size, dim in (("query.shape[-1]", 1), ("query.shape[1]", -1), ("key.shape[-1]", -1))
+    },
+    "check_hash": {
+        "def hash_buckets(vectors, directions):\n    projected = vectors @ directions\n"
+        f"    return torch.cat([projected, -projected], dim={cat}).argmax(dim={dim})": (
+            "the last axis of a matrix is axis 1"
+        )
+        for cat, dim in ((-1, 1), (1, -1))
+    },
+    "check_sort_and_undo": {
+        "def sort_and_undo(buckets):\n    places = torch.arange(len(buckets))\n"
+        "    order = (buckets * len(buckets) + places).argsort()\n"
+        "    undo = torch.empty_like(order).scatter_(-1, order, places)\n    return torch.stack([order, undo])": (
+            "a vector has only one axis"
+        ),
+    },
+    "check_online_step": {
+        "def online_step(top, total, scores):\n    new_top = torch.maximum(scores.max(), top)\n"
+        "    return torch.stack([new_top, total * (top - new_top).exp() + (scores - new_top).exp().sum()])": (
+            "the order of the two does not matter to a maximum"
+        ),
+        "def online_step(top, total, scores):\n    new_top = torch.maximum(top, scores.max())\n"
+        "    return [new_top, total * (top - new_top).exp() + (scores - new_top).exp().sum()]": (
+            "a list of two numbers says the same as a tensor of two"
+        ),
+    },
+    "check_overlapping": {
+        "def overlapping(scores, values, seen):\n    once = scores.masked_fill(~seen.any(dim=0), -torch.inf)\n"
+        "    return torch.softmax(once, dim=-1) @ values": "a vector has only one axis",
+    },
 }

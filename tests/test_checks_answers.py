@@ -146,6 +146,11 @@ def topk_masked(query, key, value, top_k):
     return scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf).softmax(-1) @ value
 
 
+def joint_by_logarithms(local, a, remote, b):
+    both = torch.logaddexp(a, b)
+    return (a - both).exp()[..., None] * local + (b - both).exp()[..., None] * remote
+
+
 def order_in_loops(buckets):
     order = sorted(range(len(buckets)), key=lambda t: (int(buckets[t]), t))
     undo = torch.zeros(len(buckets), dtype=torch.long)
@@ -230,7 +235,7 @@ RIGHT_05_TO_08 = [
     (check_joint, lambda a, x, b, y: merge([Attended(a, x), Attended(b, y)]).output),
     (check_joint, lambda a, x, b, y: (torch.stack([x, y]).softmax(0)[..., None] * torch.stack([a, b])).sum(0)),
     (check_joint, lambda a, x, b, y: a + (b - a) / (1 + (x - y).exp())[..., None]),
-    (check_joint, lambda a, x, b, y: (x - x.logaddexp(y)).exp()[..., None] * a + (y - x.logaddexp(y)).exp()[..., None] * b),
+    (check_joint, joint_by_logarithms),
     (check_hash, lambda x, r: hash_buckets(x[None, None], r[None, None])[0, 0, 0]),
     (check_hash, lambda x, r: (x @ torch.cat([r, -r], dim=1)).max(dim=1).indices),
     (check_sort_and_undo, order_in_loops),

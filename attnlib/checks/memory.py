@@ -1,4 +1,6 @@
-"""Exercises of notebook 06: keys cut into heads, a score for each memory, top-k attention, one softmax over two parts."""
+"""Exercises of notebook 06: keys cut into heads, scores of memories, top-k attention, one softmax over two parts."""
+
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -54,16 +56,24 @@ def scaled(query: Tensor, key: Tensor) -> Tensor:
     return query @ key.mT / root(query.shape[-1])
 
 
+def best(query: Tensor, key: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Scores and ids of each token's best memories, (tokens, top_k) each."""
+    scores, ids = scaled(query, key).topk(top_k)
+    return scores, ids
+
+
 def found(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
-    return value[scaled(query, key).topk(top_k).indices]  # (tokens, top_k, value_dim)
+    return value[best(query, key, top_k)[1]]  # (tokens, top_k, value_dim)
 
 
-def best(query: Tensor, key: Tensor, top_k: int) -> Tensor:
-    return scaled(query, key).topk(top_k).values  # (tokens, top_k)
+def weigh(query: Tensor, key: Tensor, value: Tensor, top_k: int, by: Callable = lambda s: s.softmax(-1)) -> Tensor:
+    """Top-k attention with other weights: ``by`` makes them from the scaled scores."""
+    return torch.einsum("tk,tkd->td", by(best(query, key, top_k)[0]), found(query, key, value, top_k))
 
 
-def averaged(weights: Tensor, values: Tensor) -> Tensor:
-    return torch.einsum("tk,tkd->td", weights, values)
+def only(query: Tensor, key: Tensor, value: Tensor, ids: slice | Tensor) -> Tensor:
+    """All tokens average over the same memories."""
+    return scaled(query, key[ids]).softmax(-1) @ value[ids]
 
 
 def mixed(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
@@ -211,61 +221,56 @@ check_topk_attention = Exercise(
     scaled(query, key).softmax(-1) @ value  # All memories are averaged: keep the top_k best scores of each token.
     kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # The softmax runs over all memories, so the weights that
         # are kept do not sum to one: take the top_k first.
-    averaged(scaled(query, key).softmax(-1).topk(top_k).values, found(query, key, value, top_k))
-    averaged(best(query, key, top_k).softmax(-1).softmax(-1), found(query, key, value, top_k))  # One softmax is enough:
-        # a second one evens out the weights.
-    averaged(scaled(query, key).softmax(-1).topk(top_k).values.softmax(-1), found(query, key, value, top_k))
-    kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # The other memories get the score 0, but exp(0) is 1:
+    weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values)
+    weigh(query, key, value, top_k, lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
+    weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values.softmax(-1))
+    kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # The other memories get the score 0, and exp(0) is 1:
         # leave them out, or use −inf.
-    kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # The other memories get a finite score, and real
-        # scores may be lower: leave them out, or use −inf.
-    averaged((query @ key.mT).topk(top_k).values.softmax(-1), found(query, key, value, top_k))  # The scores are not
-        # scaled: divide by the root of head_dim.
-    averaged(((query @ key.mT) / query.shape[-1]).topk(top_k).values.softmax(-1), found(query, key, value, top_k))
-        # The scores are divided by head_dim: divide by its root.
-    averaged((best(query, key, top_k) * query.shape[-1]).softmax(-1), found(query, key, value, top_k))  # The scores are
-        # multiplied by the root of head_dim: divide by it.
-    averaged((query @ key.mT).topk(top_k).values.softmax(-1) / root(query.shape[-1]), found(query, key, value, top_k))
-        # The scale comes after the softmax: scale the scores.
-    averaged(((query @ key.mT) / root(value.shape[-1])).topk(top_k).values.softmax(-1), found(query, key, value, top_k))
-        # The scale is √value_dim: head_dim, the length of a query, counts.
-    averaged(((query @ key.mT) / root(top_k)).topk(top_k).values.softmax(-1), found(query, key, value, top_k))  # The
-        # scale is √top_k: head_dim, the length of a query, counts.
-    averaged(((query @ key.mT) / root(len(key))).topk(top_k).values.softmax(-1), found(query, key, value, top_k))  # The
-        # scale is √memories: head_dim, the length of a query, counts.
-    averaged(best(query, key, top_k).softmax(0), found(query, key, value, top_k))  # The softmax runs over the tokens:
-        # it must run over the top_k of each token, dim=-1.
-    averaged(best(query, key, top_k), found(query, key, value, top_k))  # The scores are used as weights: take their
-        # softmax.
-    averaged(best(query, key, top_k) / best(query, key, top_k).sum(-1, True), found(query, key, value, top_k))
-    averaged(best(query, key, top_k).exp(), found(query, key, value, top_k))  # The weights do not sum to one: use
-        # softmax.
-    best(query, key, top_k).softmax(-1) @ found(query, key, value, top_k)  # A literal @ gives each token the memories
-        # of every token: give the weights an axis with unsqueeze(-2), or use an einsum.
-    best(query, key, top_k).softmax(-1) @ value[:top_k]  # The weights meet the first top_k values: take value[ids].
+    kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # The other memories get a score, and real ones may be
+        # lower: leave them out, or give them −inf.
+    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1])).softmax(-1))  # The scores are not scaled:
+        # divide by the root of head_dim.
+    weigh(query, key, value, top_k, lambda s: (s / root(query.shape[-1])).softmax(-1))  # The scores are divided by
+        # head_dim: divide by its root, once.
+    weigh(query, key, value, top_k, lambda s: (s * query.shape[-1]).softmax(-1))  # The scores are multiplied by the
+        # root of head_dim: divide by it.
+    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1])).softmax(-1) / root(query.shape[-1]))  # The
+        # scale comes after the softmax: scale the scores.
+    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1] / value.shape[-1])).softmax(-1))  # The scale is
+        # √value_dim: head_dim, the length of a query, counts.
+    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1] / top_k)).softmax(-1))  # The scale is √top_k:
+        # head_dim, the length of a query, counts.
+    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1] / len(key))).softmax(-1))  # The scale is
+        # √memories: head_dim, the length of a query, counts.
+    weigh(query, key, value, top_k, lambda s: s.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
+    weigh(query, key, value, top_k, lambda s: s)  # The scores are used as weights: take their softmax.
+    weigh(query, key, value, top_k, lambda s: s / s.sum(-1, keepdim=True))
+    weigh(query, key, value, top_k, lambda s: s.exp())  # The weights do not sum to one: use softmax.
+    weigh(query, key, value, top_k, lambda s: s.exp() / s.exp().sum(-1, keepdim=True))  # The exponentials overflow or
+        # round to 0: use softmax.
+    weigh(query, key, value, top_k, lambda s: s.softmax(-1).flip(-1))  # The best weight must meet the best value.
+    weigh(query, key, value, top_k, lambda s: torch.ones_like(s))  # The best values are added up: weight them by the
+        # softmax of their scores.
+    weigh(query, key, value, top_k, lambda s: torch.ones_like(s) / top_k)  # The best values are averaged equally:
+        # weight them by the softmax of their scores.
+    weigh(query, key, value, top_k)[None]  # An axis of size 1 is left over.
+    weigh(query, key, value, top_k)[:, None]
+    weigh(query, key, key, top_k)  # The keys are averaged: average the values.
+    best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # A literal @ gives each token the
+        # memories of every token: give the weights an axis with unsqueeze(-2), or use an einsum.
+    best(query, key, top_k)[0].softmax(-1) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
     topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
-    averaged((-scaled(query, key)).topk(top_k).values.neg().softmax(-1), value[(-scaled(query, key)).topk(top_k).indices])
-        # These are the lowest scores: topk(…, largest=True) is the default.
-    scaled(query, key[scaled(query, key)[0].topk(top_k).indices]).softmax(-1) @ value[scaled(query, key)[0].topk(top_k).indices]
-        # Every token takes the memories of the first one: each has its own top_k.
-    scaled(query, key[:top_k]).softmax(-1) @ value[:top_k]  # These are the first top_k memories: take the best ones.
-    scaled(query, key[-top_k:]).softmax(-1) @ value[-top_k:]  # These are the last top_k memories: take the best ones.
-    found(query, key, value, top_k).sum(1)  # The best values are added up: weight them by the softmax of their scores.
-    found(query, key, value, top_k).mean(1)  # The best values are averaged equally: weight them by the softmax of their
-        # scores.
-    found(query, key, value, top_k)[:, 0]  # Only the best memory is used: average over top_k.
+    kept(-scaled(query, key), top_k).neg().nan_to_num(posinf=-torch.inf).softmax(-1) @ value  # These are the lowest
+        # scores: topk(…, largest=True) is the default.
+    only(query, key, value, best(query, key, top_k)[1][0])  # All tokens take the memories of the first one.
+    only(query, key, value, slice(top_k))  # These are the first top_k memories: take the best ones.
+    only(query, key, value, slice(-top_k, None))  # These are the last top_k memories: take the best ones.
+    topk_attention(query, key, value, 1)  # Only the best memory is used: average over top_k.
     topk_attention(query, key, value, max(top_k - 1, 1))  # One memory too few is kept.
     topk_attention(query, key, value, min(top_k + 1, len(key)))  # One memory too many is kept.
-    averaged(best(query, key, top_k).softmax(-1).flip(-1), found(query, key, value, top_k))  # Weights and values are in
-        # opposite order: the best weight belongs to the best value.
-    averaged(best(query, key, top_k).softmax(-1), found(query, key, value, top_k))[None]  # An axis of size 1 is left
-        # over.
-    averaged(best(query, key, top_k).softmax(-1), found(query, key, value, top_k))[:, None]
-    best(query, key, top_k).softmax(-1)  # These are the weights: average the values with them.
-    best(query, key, top_k)  # These are the scores: take their softmax, and average the values.
+    best(query, key, top_k)[0].softmax(-1)  # These are the weights: average the values with them.
+    best(query, key, top_k)[0]  # These are the scores: take their softmax, and average the values.
     found(query, key, value, top_k)  # These are the values of the best memories: average them.
-    averaged(best(query, key, top_k).softmax(-1), key[scaled(query, key).topk(top_k).indices])  # The keys are averaged:
-        # average the values.
     """,
     "Right: each token averages over its own top_k memories.",
 )
