@@ -248,7 +248,7 @@ def test_an_axis_of_size_one_is_an_index_where_it_broadcasts_against_nothing():
     assert "A[0] * B[i]" in explain_einsum("i,i->i", (1,), (2,)).loops
 
 
-def test_an_entry_that_is_used_no_time_is_a_warning():
+def test_an_entry_that_is_never_used_gives_a_warning():
     (warning,) = explain_einsum("i,i->", (1,), (0,)).warnings
     assert "size 1 in A but 0 elsewhere, and is summed: that one entry is used 0 times" in warning
 
@@ -263,7 +263,7 @@ def test_a_plain_shape_has_the_default_dtype_and_a_kibibyte_has_1024_bytes():
         torch.set_default_dtype(torch.float32)
 
 
-def test_what_is_not_a_number_agrees_with_itself():
+def test_nan_agrees_with_itself():
     assert explain_einsum("i,i->", torch.tensor([torch.nan, 1.0]), torch.ones(2)).verify()
 
 
@@ -517,7 +517,7 @@ def test_names_that_are_alike_on_purpose_or_short_are_not_called_typos(equation)
     assert bool(typos) == (equation.startswith("dim dims"))
 
 
-# How it shows itself
+# Display
 
 
 def test_text_and_markdown_hold_every_part():
@@ -542,7 +542,7 @@ def test_words_in_the_formula_are_escaped():
     assert "The same without einsum" in str(explain_einsum("ij->i", (2, 3)))
 
 
-def test_a_scalar_shows_too():
+def test_a_scalar_is_displayed_too():
     explanation = explain_einsum(",->", (), ())
     assert "No axes." in str(explanation)
     assert "No axes." in explanation._repr_markdown_()

@@ -67,7 +67,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_message_names_the_fault_and_a_caret_stands_under_it(case):
+def test_the_message_names_the_fault_and_a_caret_marks_the_place(case):
     equation, shapes, message, place = CASES[case]
     with pytest.raises(ValueError, match=message) as caught:
         explain_einsum(equation, *shapes)
@@ -79,7 +79,7 @@ def test_the_message_names_the_fault_and_a_caret_stands_under_it(case):
         assert marked.strip() == place
 
 
-def test_the_caret_of_a_stray_comma_stands_before_the_arrow():
+def test_the_caret_marks_the_stray_comma_before_the_arrow():
     with pytest.raises(ValueError, match="stray comma") as caught:
         explain_einsum("batch q d, batch k d, -> batch q k", (2, 3, 5), (2, 7, 5))
     _, shown, carets = str(caught.value).split("\n")

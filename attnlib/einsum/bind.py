@@ -15,7 +15,7 @@ MAX_AXES = 20  # Python nests at most 20 loops
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Contraction:
-    """An equation with nothing left implicit: names replace `...`, and each name has its size.
+    """An equation with nothing left implicit: names replace `...`, and each name has a size.
 
     Attributes:
         inputs, shapes: the names and the sizes of each operand's axes.
@@ -134,7 +134,7 @@ def _output(equation: Equation, inputs: tuple[tuple[str, ...], ...], dots: tuple
             hint = f"Did you mean `{near[0]}`?" if near else f"The inputs have {names}."
             equation.fail(f"equation has the axis `{name}` in the output, but in no input. {hint}", token)
         if name in seen:
-            problem = f"equation has the axis `{name}` twice in the output; torch.einsum writes no diagonals"
+            problem = f"equation has the axis `{name}` twice in the output; torch.einsum cannot write to a diagonal"
             equation.fail(problem, seen[name], token)
         seen[name] = token
     return _expand(equation.output, dots)
@@ -147,20 +147,15 @@ def _sizes(equation: Equation, inputs: tuple[tuple[str, ...], ...], shapes: tupl
         for position, (axis, size) in enumerate(zip(axes, shape)):
             first = axes.index(axis)
             if shape[first] != size:
-                _fail_sizes(equation, inputs, shapes, (operand, first), (operand, position))
+                _fail_sizes(equation, shapes, (operand, first), (operand, position))
             if sizes.get(axis, 1) == 1:  # an axis of size 1 broadcasts against any other
                 sizes[axis], found[axis] = size, (operand, position)
             elif size not in (1, sizes[axis]):
-                _fail_sizes(equation, inputs, shapes, found[axis], (operand, position))
+                _fail_sizes(equation, shapes, found[axis], (operand, position))
     return sizes
 
 
-def _fail_sizes(
-    equation: Equation,
-    inputs: tuple[tuple[str, ...], ...],
-    shapes: tuple[Shape, ...],
-    *places: tuple[int, int],
-) -> NoReturn:
+def _fail_sizes(equation: Equation, shapes: tuple[Shape, ...], *places: tuple[int, int]) -> NoReturn:
     """`places` are two: the operand and position of the same axis, which has a different size in each."""
     tokens, sizes = [], []
     for operand, position in places:

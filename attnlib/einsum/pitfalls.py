@@ -11,7 +11,7 @@ _DELIBERATE = set("qkvQKV0123456789")  # seq_q and seq_k, dim1 and dim2 are two 
 
 
 def pitfalls(equation: Equation, contraction: Contraction) -> Iterator[str]:
-    """One sentence or two about each."""
+    """One warning for each pitfall found."""
     yield from _outputs(equation, contraction)
     for name in contraction.summed:
         yield from _sums(name, contraction)
@@ -59,7 +59,7 @@ def _look_alikes(equation: Equation) -> Iterator[str]:
 
 
 def _is_typo(one: str, other: str, *, once: bool) -> bool:
-    """Long names, equal but for one letter that is missing, moved, or (in a name that occurs once) replaced."""
+    """Long names that differ in one letter: missing, moved, or (in a name that occurs once) replaced."""
     differing = set(one) ^ set(other)
     if max(len(one), len(other)) < 4 or (differing and differing <= _DELIBERATE):
         return False
