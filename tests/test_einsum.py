@@ -389,6 +389,14 @@ def test_an_integer_times_a_fraction_is_not_truncated():
     assert explanation.trace(1, 0).total == 16.75
 
 
+def test_integers_are_converted_before_they_can_overflow():
+    operands = [torch.tensor([100], dtype=torch.int8), torch.tensor([100], dtype=torch.int8), torch.tensor([0.5])]
+    explanation = explain_einsum("i,i,i->", *operands)
+    for result in (explanation.run_loops(), run(explanation.loops, *operands), run(explanation.torch_code, *operands)):
+        assert result.item() == 5000
+    assert explanation.verify()
+
+
 def test_verify_notices_a_lost_conversion(monkeypatch):
     monkeypatch.setattr("attnlib.einsum.explanation.conversions", lambda *_: "")
     a = torch.tensor([[1, 2], [3, 4]])

@@ -31,6 +31,7 @@ CASES = {
     "sizes behind three dots": ("...i,...i->i", [(2, 3), (5, 3)], "axis `...` two sizes: 2 in A", None),
     "sizes on a diagonal": ("ii->i", [(2, 3)], "diagonal of A, which needs equal sizes", None),
     "a diagonal that does not broadcast": ("ii->i", [(1, 3)], "1 in A .axis 0", None),
+    "too few scalars": (",->", [()], "2 inputs, but 1 operand came: too few operands", "-"),
     "too few operands": ("ij,jk->ik", [(2, 3)], "too few operands", "jk"),
     "too many operands": ("ij->i", [(2, 3), (3,)], "1 input, but 2 operands came: too many operands", "ij"),
     "a group": ("batch (h d) -> batch h d", [(2, 6)], "einops.rearrange", "(h d)"),

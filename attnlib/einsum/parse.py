@@ -50,7 +50,8 @@ def fail(message: str, source: str, *spans: tuple[int, int]) -> NoReturn:
     """Raise a ValueError that shows the equation, cut to 100 characters, with carets under the given places."""
     carets = [" "] * (len(source) + 1)
     for start, stop in spans:
-        carets[start : max(stop, start + 1)] = "^" * max(stop - start, 1)
+        for place in range(start, max(stop, start + 1)):
+            carets[place] = "^"
     left = max(spans[0][0] - 60, 0) if len(source) > 100 else 0
     line = "".join(character if character.isprintable() else "?" for character in source)
     cut_left, cut_right = "…" if left else "", "…" if left + 100 < len(source) else ""
