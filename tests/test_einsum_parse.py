@@ -25,6 +25,8 @@ CASES = {
     "an unknown axis": ("batch q d -> batch q dd", [(2, 3, 5)], "`dd` in the output, but in no input", "dd"),
     "a typo in the output": ("batch heads d -> batch haeds", [(2, 3, 5)], "Did you mean `heads`?", "haeds"),
     "an unknown axis, nothing near": ("ij->z", [(2, 3)], "The inputs have `i`, `j`", "z"),
+    "an output without an input": ("->i", [()], "`i` in the output, but in no input", "i"),
+    "a word without an input": ("-> seq_q", [()], "`seq_q` in the output, but in no input", "seq_q"),
     "sizes that disagree": ("ij,jk->ik", [(2, 3), (5, 7)], "`j` two sizes: 3 in A .axis 1 of shape .2, 3.. and 5 in B",
                             None),
     "a transposed operand": ("ij,jk->ik", [(2, 3), (5, 3)], "Axis 1 of B has size 3", None),
