@@ -1,10 +1,15 @@
 """MemoryAttention: causal attention where there is no memory, full attention where the memory holds everything."""
 
 import copy
+import io
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from attnlib.memory import KVMemory, MemoryAttention
 from oracle import attend_by_loops
@@ -39,15 +44,17 @@ def read_and_store(layer, x, memory):
 
 
 def by_loops(layer, past, x, top_k):
-    """The definition: the output for x, (tokens, d_in), after `past`, one head and one token at a time."""
+    """The definition: the output for x, (tokens, d_in), after `past`, one head and one token at a time. What is past
+    has no gradient."""
     heads = []
     for head in range(HEADS):
         columns = slice(head * layer.head_dim, (head + 1) * layer.head_dim)
         query, key, value = (
-            linear(torch.cat([past, x]))[:, columns] for linear in (layer.W_query, layer.W_key, layer.W_value)
+            torch.cat([linear(past).detach(), linear(x)])[:, columns]
+            for linear in (layer.W_query, layer.W_key, layer.W_value)
         )
         query, key = (t / t.norm(dim=-1, keepdim=True) for t in (query, key))
-        scale = 1 / layer.log_temperature[head].exp().item()
+        scale = 1 / layer.log_temperature[head].exp()
         rows = []
         for i in range(len(past), len(past) + len(x)):
             best = (key[: len(past)] @ query[i]).argsort(descending=True)[:top_k].tolist()
@@ -126,6 +133,150 @@ def test_gradients_reach_every_parameter_and_x(fusion):
     assert torch.autograd.gradcheck(lambda x, *_: layer(x, memory), (x, *layer.parameters()), fast_mode=True)
     layer(x, memory).sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+
+
+# A forward only reads
+
+
+def gradients_over_segments(layer, attend, all_at_once):
+    """Read and store four segments; one backward pass at the end, or one before each segment is stored."""
+    layer.zero_grad()
+    memory = layer.new_memory(19, batch_size=BATCH)
+    segments = [x.requires_grad_() for x in tokens_of(20, dtype=memory.dtype).split(5, dim=1)]
+    losses = []
+    for segment in segments:
+        losses.append(attend(segment, memory).pow(2).sum())
+        if not all_at_once:
+            losses.pop().backward()
+        layer.remember(segment, memory)
+    if all_at_once:
+        torch.stack(losses).sum().backward()
+    return [leaf.grad.clone() for leaf in (*segments, *layer.parameters())], memory
+
+
+@FUSIONS
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["not reentrant", "reentrant"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_gradients_under_checkpoint_are_equal_to_the_last_digit(fusion, use_reentrant, dtype):
+    layer = layer_of(fusion, dtype=dtype)
+
+    def with_memory(x, memory):
+        return checkpoint(layer, x, memory, use_reentrant=use_reentrant)
+
+    def with_hits(x, memory):
+        return checkpoint(layer, x, layer.read(x, memory), use_reentrant=use_reentrant)
+
+    for all_at_once, attends in ((False, (with_memory, with_hits)), (True, (with_hits,))):
+        expected, memory = gradients_over_segments(layer, layer, all_at_once)
+        assert memory._next == [20] * BATCH
+        for attend in attends:
+            gradients, again = gradients_over_segments(layer, attend, all_at_once)
+            assert all(torch.equal(one, other) for one, other in zip(gradients, expected, strict=True))
+            assert again._next == memory._next
+            assert torch.equal(again._keys, memory._keys)
+            assert torch.equal(again._values, memory._values)
+    with pytest.raises(RuntimeError, match="the memory has been written since it was read; call remember after"):
+        gradients_over_segments(layer, with_memory, all_at_once=True)
+
+
+@FUSIONS
+def test_forward_read_and_attention_weights_leave_the_memory_as_it_was(fusion):
+    layer, x = layer_of(fusion), tokens_of(7)
+    memory = layer.new_memory(19, batch_size=BATCH)
+    layer.remember(x, memory)
+    before = memory.state_dict()
+    for call in (layer, layer.read, layer.attention_weights):
+        for training in (False, True):
+            call(tokens_of(5, seed=2), memory)
+            layer.train(training)
+    after = memory.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+@FUSIONS
+def test_hits_stand_in_for_the_memory_they_were_found_in(fusion):
+    layer, x = layer_of(fusion), tokens_of(5)
+    memory = layer.new_memory(19, batch_size=BATCH)
+    layer.remember(tokens_of(7, seed=3), memory)
+    hits = layer.read(x, memory)
+    assert not hits.scores.requires_grad
+    assert torch.equal(layer(x, hits), layer(x, memory))
+    assert torch.equal(layer.attention_weights(x, hits), layer.attention_weights(x, memory))
+
+
+@FUSIONS
+@LAYOUTS
+def test_gradients_through_the_hits_against_loops(fusion, head_dim):
+    layer, past = layer_of(fusion, head_dim), tokens_of(11, seed=3)
+    memory = layer.new_memory(19, batch_size=BATCH)
+    layer.remember(past[:, :7], memory)
+    layer.remember(past[:, 7:], memory)
+    x, weight = tokens_of(5).requires_grad_(), torch.randn(BATCH, 5, D_OUT, dtype=torch.float64)
+    leaves = (x, layer.W_query.weight, layer.W_query.bias, layer.log_temperature, layer.out_proj.weight)
+    gradients = torch.autograd.grad((layer(x, memory) * weight).sum(), leaves)
+    expected = [by_loops(layer, past[row], x[row], top_k=5) for row in range(BATCH)]
+    wanted = torch.autograd.grad((torch.stack(expected) * weight).sum(), leaves)
+    for one, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+# Padding
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    fusion=st.sampled_from(["joint", "gate"]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+    real=st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=BATCH, max_size=BATCH),
+    padding=st.sampled_from([9.0, -1e38, 1e38, torch.nan, torch.inf, -torch.inf]),
+    matrix=st.booleans(),
+)
+def test_padding_moves_nothing_and_is_not_stored(fusion, dtype, real, padding, matrix):
+    layer, key_mask = layer_of(fusion, dtype=dtype), torch.tensor(real)
+    past, x = tokens_of(6, seed=3, dtype=dtype), tokens_of(6, dtype=dtype)
+    if matrix:
+        past, x, key_mask = past[:1].squeeze(0), x[:1].squeeze(0), key_mask[0]
+
+    def everything(fill):
+        layer.zero_grad()
+        filled = [tokens.masked_fill(~key_mask.unsqueeze(-1), fill) for tokens in (past, x)]
+        memory, leaf = layer.new_memory(19, batch_size=1 if matrix else BATCH), filled[1].requires_grad_()
+        layer.remember(filled[0], memory, key_mask)
+        output = layer(leaf, memory, key_mask)
+        output.pow(2).sum().backward()
+        gradients = [leaf.grad, *(parameter.grad for parameter in layer.parameters())]
+        results = [output, layer.attention_weights(leaf, memory, key_mask), layer(leaf, None, key_mask)]
+        return [*results, *gradients, memory._keys, memory._values], memory
+
+    expected, _ = everything(0.0)
+    results, memory = everything(padding)
+    assert all(torch.equal(one, other) for one, other in zip(results, expected, strict=True))
+    rows = key_mask if not matrix else key_mask.unsqueeze(0)
+    assert memory.lengths.tolist() == rows.sum(-1).tolist()
+    assert not results[3][~key_mask].any()  # the gradient of padding
+    output, weights = (tensor.unsqueeze(0) if matrix else tensor for tensor in results[:2])
+    torch.testing.assert_close(output[~rows], layer.out_proj.bias.expand(int((~rows).sum()), -1))
+    assert not weights.transpose(1, 2)[~rows].any()
+    for row, mask in enumerate(rows):  # each row as if it had never been padded
+        alone = layer.new_memory(19)
+        layer.remember((past if matrix else past[row])[mask], alone)
+        expected = layer((x if matrix else x[row])[mask], alone)
+        tolerance = 3e-2 if dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(output[row][mask], expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@FUSIONS
+def test_a_broken_token_in_the_memory_is_never_found(fusion, bad):
+    layer, x, past = layer_of(fusion), tokens_of(5), tokens_of(7, seed=3)
+    memory, expected = (layer.new_memory(19, batch_size=BATCH) for _ in range(2))
+    layer.remember(past, expected)
+    for position in range(7):  # a broken token before each good one
+        layer.remember(torch.full((BATCH, 1, D_IN), bad, dtype=torch.float64), memory)
+        layer.remember(past[:, position : position + 1], memory)
+    assert memory.lengths.tolist() == [14] * BATCH
+    torch.testing.assert_close(layer(x, memory), layer(x, expected))
+    torch.testing.assert_close(layer.attention_weights(x, memory), layer.attention_weights(x, expected))
 
 
 # Properties
@@ -231,6 +382,27 @@ def test_a_matrix_is_a_batch_of_one():
     assert len(memory) == 14
 
 
+@FUSIONS
+def test_the_dropout_module_decides(fusion):
+    layer, x = layer_of(fusion, dropout=0.5, dtype=torch.float32), tokens_of(7, dtype=torch.float32)
+    memory = layer.new_memory(19, batch_size=BATCH)
+    layer.remember(x, memory)
+    exact = layer(x, memory), layer(x)
+
+    def varies():
+        return [
+            not torch.equal(call(), expected)
+            for call, expected in zip((lambda: layer(x, memory), lambda: layer(x)), exact)
+        ]
+
+    layer.eval().dropout.train()  # Monte Carlo dropout
+    assert varies() == [True, True]
+    layer.train().dropout.eval()  # frozen
+    assert varies() == [False, False]
+    layer.train().dropout = nn.Identity()
+    assert varies() == [False, False]
+
+
 def test_dropout_is_for_training_and_reaches_the_memory_too():
     layer, x = layer_of(dropout=0.5, dtype=torch.float32), tokens_of(7, dtype=torch.float32)
     memory = layer.new_memory(19, batch_size=BATCH)
@@ -277,14 +449,142 @@ def test_autocast(fusion):
     assert memory.dtype == torch.float32
 
 
-def test_torch_compile():
+# Tools
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_torch_compile_at_any_fill(backend):
+    """Empty, up to top_k = 5, beyond it, and beyond the capacity of 11, where the ring wraps around."""
+    torch.compiler.reset()
     layer = layer_of(dtype=torch.float32)
-    compiled, x = torch.compile(layer, backend="eager"), tokens_of(14, dtype=torch.float32)
-    memory, other = layer.new_memory(19, batch_size=BATCH), layer.new_memory(19, batch_size=BATCH)
-    for piece in x.split(7, dim=1):
-        torch.testing.assert_close(read_and_store(compiled, piece, memory), read_and_store(layer, piece, other))
+    compiled = torch.compile(layer, backend=backend)
+    memory, other = layer.new_memory(11, batch_size=BATCH), layer.new_memory(11, batch_size=BATCH)
+    for step, size in enumerate((1, 1, 1, 1, 1, 1, 1, 1, 3, 3, 7, 7)):
+        piece = tokens_of(size, seed=step, dtype=torch.float32)
+        outputs = read_and_store(compiled, piece, memory), read_and_store(layer, piece, other)
+        torch.testing.assert_close(*outputs)
+        gradients = [torch.autograd.grad(output.sum(), layer.W_query.weight)[0] for output in outputs]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
     assert memory._held() == other._held()
-    torch.testing.assert_close(compiled(x[:, :7]), layer(x[:, :7]))
+    torch.testing.assert_close(compiled(piece), layer(piece))
+
+
+def test_torch_compile_of_a_model_that_also_stores():
+    torch.compiler.reset()
+    layer = layer_of(dtype=torch.float32)
+    memory, other = layer.new_memory(11, batch_size=BATCH), layer.new_memory(11, batch_size=BATCH)
+    compiled = torch.compile(read_and_store, backend="eager")
+    for step in range(9):
+        piece = tokens_of(3, seed=step, dtype=torch.float32)
+        torch.testing.assert_close(compiled(layer, piece, memory), read_and_store(layer, piece, other))
+    assert memory._held() == other._held()
+
+
+@pytest.fixture
+def filled():
+    """A layer, a memory that holds something, and x, in float32."""
+    layer = layer_of(dtype=torch.float32)
+    memory = layer.new_memory(19, batch_size=BATCH)
+    layer.remember(tokens_of(7, seed=3, dtype=torch.float32), memory)
+    return layer, memory, tokens_of(5, dtype=torch.float32)
+
+
+def test_export_takes_hits(filled):
+    layer, memory, x = filled
+    hits = layer.read(x, memory)
+    for arguments in ((x,), (x, hits)):
+        program = torch.export.export(layer, arguments, strict=False)
+        torch.testing.assert_close(program.module()(*arguments), layer(*arguments))
+
+
+def test_export_of_a_search_is_refused(filled):
+    layer, memory, x = filled
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, memory)
+
+    with pytest.raises(NotImplementedError, match="torch.export cannot search or write a KVMemory; search it first"):
+        torch.export.export(Model(), (x,), strict=False)
+
+
+def test_functional_call_and_per_sample_gradients(filled):
+    layer, memory, x = filled
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    torch.testing.assert_close(torch.func.functional_call(layer, parameters, (x, memory)), layer(x, memory))
+
+    def loss(parameters, x, hits):
+        one = type(hits)(*(tensor.unsqueeze(0) for tensor in hits))
+        return torch.func.functional_call(layer, parameters, (x, one)).pow(2).sum()
+
+    hits = layer.read(x, memory)
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, hits)
+    for row in range(BATCH):
+        expected = torch.func.grad(loss)(parameters, x[row], type(hits)(*(tensor[row] for tensor in hits)))
+        for name in parameters:
+            torch.testing.assert_close(gradients[name][row], expected[name], atol=1e-5, rtol=1e-5)
+    alone = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x, memory)).pow(2).sum())(parameters)
+    for name in parameters:
+        torch.testing.assert_close(gradients[name].sum(0), alone[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["__call__", "remember", "read"])
+def test_vmap_over_a_memory_is_refused(filled, method):
+    layer, _, x = filled
+    memory = layer.new_memory(19)
+    layer.remember(x[0], memory)
+    with pytest.raises(NotImplementedError, match="torch.vmap cannot search or write a KVMemory; search it first"):
+        torch.func.vmap(lambda row: getattr(layer, method)(row, memory))(x)
+    assert len(memory) == 5
+
+
+def test_copies_state_dicts_and_replaced_projections(filled):
+    layer, memory, x = filled
+    expected = layer(x, memory)
+    twin, held = copy.deepcopy((layer, memory))
+    assert torch.equal(twin(x, held), expected)
+    twin.remember(x, held)
+    assert memory.lengths.tolist() == [7] * BATCH
+    other = MemoryAttention(D_IN, D_OUT, CONTEXT, 0.0, HEADS, top_k=5, qkv_bias=True)
+    file = io.BytesIO()
+    torch.save({"layer": layer.state_dict(), "memory": memory.state_dict()}, file)
+    file.seek(0)
+    saved, loaded = torch.load(file, weights_only=True), other.new_memory(19, batch_size=BATCH)
+    other.load_state_dict(saved["layer"])
+    loaded.load_state_dict(saved["memory"])
+    assert torch.equal(other(x, loaded), expected)
+    for name in ("W_query", "W_key", "W_value", "out_proj"):  # an adapter has no weight of its own
+        setattr(twin, name, nn.Sequential(getattr(twin, name)))
+    assert torch.equal(twin(x, memory), expected)
+    assert twin.new_memory(3).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_quantize_dynamic(filled):
+    layer, memory, x = filled
+    engines = [engine for engine in torch.backends.quantized.supported_engines if engine != "none"]
+    if not engines:
+        pytest.skip("torch was built without quantized kernels")
+    quantized = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, torch.qint8)
+    held = quantized.new_memory(19, batch_size=BATCH)
+    quantized.remember(tokens_of(7, seed=3, dtype=torch.float32), held)
+    torch.testing.assert_close(quantized(x, held), layer(x, memory), atol=0.1, rtol=0.1)
+    torch.testing.assert_close(quantized(x), layer(x), atol=0.1, rtol=0.1)
+
+
+def test_a_wrong_width_is_named_whatever_the_projections_are(filled):
+    layer, memory, _ = filled
+    layer.W_query = layer.W_key = layer.W_value = nn.Identity()
+    for call in (layer, layer.remember, layer.read, layer.attention_weights):
+        with pytest.raises(ValueError, match=r"x must have shape .*d_in=11.*got \(2, 5, 12\)"):
+            call(torch.ones(2, 5, 12), memory)
+
+
+# Parameters
 
 
 def test_parameters_their_order_and_no_buffer():
@@ -356,6 +656,9 @@ def test_a_zero_vector_stays_one_in_the_memory_in_every_dtype(dtype):
         (lambda m: layer_of()(tokens_of(8), m), ValueError, "x must have at most context_length=7 tokens; got 8"),
         (lambda m: layer_of()(tokens_of(7)[..., :5], m), ValueError, r"x must have shape .*d_in=11.*got \(2, 7, 5\)"),
         (lambda m: layer_of()(tokens_of(7), "memory"), TypeError, "memory must be a KVMemory; got str"),
+        (lambda m: layer_of().remember(tokens_of(7), None), TypeError, "memory must be a KVMemory; got NoneType"),
+        (lambda m: layer_of()(tokens_of(7), m, torch.ones(2, 7)), TypeError, "key_mask must be a boolean tensor"),
+        (lambda m: layer_of().remember(tokens_of(7), m, torch.ones(2, 5) > 0), ValueError, "key_mask must have shape"),
         (lambda m: layer_of()(tokens_of(7, batch=3), m), ValueError, "query must have shape .*batch=2.*got .3"),
         (lambda m: layer_of()(tokens_of(7)[0], m), ValueError, "query must have shape .*batch=2.*got .1"),
         (lambda m: layer_of(head_dim=5)(tokens_of(7), m), ValueError, "memory must have head_dim=5, .*; got 4"),

@@ -20,15 +20,21 @@ R = TypeVar("R")
 
 
 def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
-    """A method that ``torch.compile`` leaves to Python: what it does depends on how much the memory holds."""
+    """A method that ``torch.compile`` leaves to Python, because what it does depends on how much the memory holds."""
+    refusal = "{} cannot search or write a KVMemory; search it first, and pass on the hits: layer(x, hits)"
 
     @functools.wraps(method)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
+            return torch.compiler.disable(method)(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            raise NotImplementedError(refusal.format("torch.export"))
+        try:
             return method(*args, **kwargs)
-        if not torch.compiler.is_dynamo_compiling():
-            raise NotImplementedError("torch.export cannot read or write a KVMemory; export the attention to its hits")
-        return torch.compiler.disable(method)(*args, **kwargs)
+        except RuntimeError as error:
+            if "vmap" in str(error):
+                raise NotImplementedError(refusal.format("torch.vmap")) from error
+            raise
 
     return run
 
