@@ -1,5 +1,6 @@
 """The approximate index: a view of the memory, and an honest one."""
 
+import copy
 import sys
 
 import pytest
@@ -53,14 +54,34 @@ class TestWithFaiss:
             lambda: memory.clear(rows=0),
             lambda: memory.clear(),
             lambda: memory.add(torch.randn(2, 1, 2, 5), torch.randn(2, 1, 2, 5)),
+            lambda: memory.load_state_dict({**memory.state_dict(), "keys": torch.randn(2, 1, 70, 5)}),
+            lambda: setattr(index, "memory", copy.deepcopy(memory)),
+            lambda: setattr(index, "memory", memory_of(torch.randn(2, 1, 61, 5), capacity=70)),
         )
         for change in changes:
             index.search(query, 5)
             change()
-            exact, found = memory.search(query, 5), index.search(query, 5)
+            exact, found = index.memory.search(query, 5), index.search(query, 5)
             assert torch.equal(exact.mask, found.mask)
             assert torch.equal(exact.ids, found.ids)
             assert index.recall(query, 5) == 1.0
+
+    def test_an_index_can_be_copied_and_goes_on_by_itself(self):
+        torch.manual_seed(0)
+        index, query = IVFIndex(memory_of(torch.randn(1, 1, 50, 5), capacity=70), num_lists=1), torch.randn(1, 1, 3, 5)
+        before, twin = index.search(query, 4), copy.deepcopy(index)
+        twin.memory.add(torch.randn(1, 1, 20, 5), torch.randn(1, 1, 20, 5))
+        assert torch.equal(index.search(query, 4).ids, before.ids)
+        assert torch.equal(twin.search(query, 4).ids, twin.memory.search(query, 4).ids)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_a_broken_key_is_never_found(self, bad):
+        torch.manual_seed(0)
+        key, query = torch.randn(1, 2, 50, 5), torch.randn(1, 2, 3, 5)
+        key[:, 0, 7:13], key[:, 1] = bad, bad
+        hits = IVFIndex(memory_of(key), num_lists=3, num_probes=3).search(query, 50)
+        assert hits.mask.sum(-1).tolist() == [[[44] * 3, [0] * 3]]
+        assert hits.scores[hits.mask].isfinite().all()
 
     def test_the_default_device_does_not_matter(self):
         torch.manual_seed(0)

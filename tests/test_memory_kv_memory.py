@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from attnlib.memory import KVMemory, search
+from attnlib.memory import KVMemory, search, topk_attend
 from memory_oracle import ListMemory
 
 HEADS, HEAD_DIM, VALUE_DIM = 2, 3, 5
@@ -320,22 +320,104 @@ def test_to_moves_and_returns_the_memory():
     assert memory.to("meta").device == torch.device("meta")
 
 
-def test_nan_stays_with_the_query_that_has_it():
+@pytest.mark.parametrize("tournament", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("broken", [0, 1, 17, 39, 40])
+def test_a_memory_whose_score_is_nan_is_never_found(broken, dtype, tournament):
+    """With 40 memories, of which some hold a NaN, and all 40 asked for."""
+    key, value = whole_numbers(1, 2, 40, 3, seed=0), whole_numbers(1, 2, 40, 3, seed=1)
+    query = whole_numbers(1, 2, 5, 3, seed=2).to(dtype)
+    bad = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:broken]
+    key[:, :, bad, 1] = torch.nan
+    memory, oracle = KVMemory(40, 2, 3, dtype=dtype), ListMemory(40, 1)
+    memory.add(key.to(dtype), value.to(dtype))
+    oracle.add(key.tolist(), value.tolist())
+    oracle.rows[0] = [entry for entry in oracle.rows[0] if entry[0] not in bad.tolist()]
+    with tiny_tournament() if tournament else mock.MagicMock():
+        hits = memory.search(query.requires_grad_(), 40)
+    check_same(hits, oracle.search(query.tolist(), 40), 40)
+    hits.scores[hits.mask].sum().backward()
+    assert query.grad.isfinite().all()
+    assert topk_attend(query.detach(), hits).output.isfinite().all()
+
+
+@pytest.mark.parametrize("tournament", [False, True])
+def test_a_query_that_holds_nan_finds_nothing_and_disturbs_no_other(tournament):
     memory = KVMemory(capacity=40, num_heads=1, head_dim=2)
     memory.add(random(1, 1, 40, 2), random(1, 1, 40, 2))
     query = random(1, 1, 3, 2, seed=1)
     expected = memory.search(query, 5)
     query[0, 0, 1] = torch.nan
-    for tournament in (False, True):
-        with tiny_tournament() if tournament else mock.MagicMock():
-            hits = memory.search(query, 5)
-        assert hits.scores[0, 0, 1].isnan().all()
-        assert torch.equal(hits.ids[0, 0, ::2], expected.ids[0, 0, ::2])
+    with tiny_tournament() if tournament else mock.MagicMock():
+        hits = memory.search(query, 5)
+    assert not hits.mask[0, 0, 1].any()
+    assert torch.equal(hits.ids[0, 0, ::2], expected.ids[0, 0, ::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_holds_among_equal_keys_for_any_block_size(dtype):
+    """Rounding may decide which of equal keys are found, but none that is found scores less than one that is not; of
+    equal scores the newer comes first."""
+    key = random(1, 1, 5, 7, dtype=dtype).repeat(1, 1, 13, 1)
+    memory, query = KVMemory(65, 1, 7, dtype=dtype), random(1, 1, 11, 7, seed=1, dtype=dtype)
+    memory.add(key, key)
+    scores = (query @ key.mT).squeeze()
+    for block_size in (None, 1, 2, 3, 7, 16, 33, 64, 65):
+        hits = memory.search(query, 20, block_size=block_size)
+        torch.testing.assert_close(hits.scores.squeeze(), scores.topk(20).values)
+        for query_scores, ids in zip(hits.scores.squeeze().tolist(), hits.ids.squeeze().tolist()):
+            found = list(zip(query_scores, ids))
+            assert found == sorted(found, reverse=True)
 
 
 def test_repr_says_the_sizes_and_how_much_is_held():
     memory = KVMemory(capacity=3, num_heads=2, head_dim=5, value_dim=7, batch_size=2)
     assert repr(memory) == ("KVMemory(capacity=3, num_heads=2, head_dim=5, value_dim=7, batch_size=2, lengths=[0, 0])")
+
+
+# State
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 6, 7, 8, 29])
+def test_a_state_dict_is_a_copy_and_loads_over_anything(tokens):
+    memory, other = (KVMemory(7, 2, 3, batch_size=2) for _ in range(2))
+    mask = torch.arange(tokens) < torch.tensor([[tokens], [tokens // 2]])
+    memory.add(random(2, 2, tokens, 3), random(2, 2, tokens, 3, seed=1), mask)
+    memory.clear(rows=tokens % 2)
+    other.add(random(2, 2, 9, 3, seed=2), random(2, 2, 9, 3, seed=3))
+    state = memory.state_dict()
+    memory.add(random(2, 2, 3, 3), random(2, 2, 3, 3))  # the state is of the moment before
+    for each in (other, memory):
+        each.load_state_dict(state)
+        assert all(torch.equal(one, state[name]) for name, one in each.state_dict().items())
+    for each in (other, memory):
+        each.add(random(2, 2, 3, 3, seed=4), random(2, 2, 3, 3, seed=5))
+    for one, two in zip(*(each.search(random(2, 2, 5, 3, seed=6), 7) for each in (memory, other))):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "match"),
+    [
+        ({"num_heads": 1}, {}, r"keys must be \(2, 1, 5, 3\), torch.float32; got \(2, 2, 5, 3\)"),
+        ({"value_dim": 4}, {}, r"values must be \(2, 2, 5, 4\)"),
+        ({"capacity": 4}, {}, r"keys must be \(2, 2, 4, 3\)"),
+        ({"dtype": torch.float64}, {}, "torch.float64; got .*torch.float32"),
+        ({"batch_size": 1}, {}, r"counters that do not fit: \[0, 0\] and \[5, 5\]"),
+        ({}, {"next": torch.tensor([4, 9])}, r"keys must be \(2, 2, 7, 3\)"),
+        ({}, {"more": torch.ones(1)}, "state must hold keys, values, next and cleared; got .*more"),
+    ],
+)
+def test_a_state_dict_of_another_memory_is_refused_and_nothing_changes(sizes, change, match):
+    memory = KVMemory(7, 2, 3, batch_size=2)
+    memory.add(random(2, 2, 5, 3), random(2, 2, 5, 3))
+    other = KVMemory(**{"capacity": 7, "num_heads": 2, "head_dim": 3, "batch_size": 2, **sizes})
+    one = torch.ones(other.batch_size, other.num_heads, 1, 3, dtype=other.dtype)
+    other.add(one, one.new_ones(*one.shape[:3], other.value_dim))
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=match):
+        other.load_state_dict({**memory.state_dict(), **change})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
 
 
 # Errors
@@ -384,7 +466,7 @@ ERRORS = [
     (lambda m: m.search(ONE, 0), ValueError, "top_k must be at least 1; got 0"),
     (lambda m: m.search(ONE, 2.0), TypeError, "top_k must be an int; got float"),
     (lambda m: m.search(ONE, 2, block_size=0), ValueError, "block_size must be at least 1; got 0"),
-    (lambda m: m.clear(2), ValueError, "rows must lie between 0 and batch - 1 = 1; got 2"),
+    (lambda m: m.clear(2), ValueError, "rows must be between 0 and batch - 1 = 1; got 2"),
     (lambda m: m.clear([-1]), ValueError, "rows must be at least 0; got -1"),
     (lambda m: m.clear(["a"]), TypeError, "rows must be an int; got str"),
     (lambda m: m.clear(torch.ones(3) > 0), ValueError, r"rows must have shape \(batch=2\); got \(3,\)"),
