@@ -1,6 +1,6 @@
-"""One of four processes that try sharded attention and search together: python sharded_worker.py RANK STORE RESULTS.
+"""One of four processes that test sharded attention and search: python sharded_worker.py RANK STORE RESULTS
 
-Four are started once; the cases run in groups of 1, 2, 3 and 4 of them, and each writes down how each case went.
+All four start once; the cases run in groups of 1, 2, 3 and 4 of them, and each process records how each case went.
 """
 
 import json
@@ -30,7 +30,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float, of: Tensor | None = None) -> None:
-    """As in test_chunked.py: relative to the largest of `of` (or expected) where above 1."""
+    """Compare with an absolute tolerance, times the largest number in `of` (default: expected) if that exceeds 1."""
     of = expected if of is None else of
     finite = of[of.isfinite()].abs()
     largest = max(1.0, finite.max().item()) if finite.numel() else 1.0
@@ -77,14 +77,14 @@ def random_partitions(group) -> None:
 
 
 def bytes_are_counted(group) -> None:
-    """Each share of key and value travels size − 1 steps, and its gradient one more, in float32."""
+    """Each share of key and value travels size − 1 steps, and its gradient one more, all in float32."""
     ring = Ring(group)
     qkv = [torch.randn(2, tokens, dim, requires_grad=True) for tokens, dim in ((7, 5), (11, 5), (11, 3))]
-    attended = ring_attend(ring, *qkv, False, None)
+    attended = ring_attend(ring, *qkv)
     steps, share = ring.size - 1, 2 * 11 * (5 + 3) * 4
-    assert ring.bytes_sent == steps * (2048 + share)
+    assert ring.bytes_sent == steps * (4 + share)  # the roll call is one number
     attended.output.sum().backward()
-    assert ring.bytes_sent == steps * (2048 + 2 * share) + (ring.size * share if steps else 0)
+    assert ring.bytes_sent == steps * (4 + 2 * share) + (ring.size * share if steps else 0)
 
 
 def second_derivative(group) -> None:
@@ -103,7 +103,7 @@ def raises(kind: type[Exception], message: str, call: Callable) -> None:
 
 
 def disagreements(group) -> None:
-    """One process is called otherwise than the rest: all of them raise, and say which."""
+    """One process gets other arguments than the rest: all of them raise an error that names it."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     odd = rank == size - 1
     query, key, value = (torch.randn(2, tokens, 5) for tokens in (7, 11, 11))
@@ -131,7 +131,7 @@ def disagreements(group) -> None:
 
 
 def search(group) -> None:
-    """A memory dealt out over the group brings back what one memory does: evictions, ties, rows of unequal length."""
+    """A memory dealt out over the group finds what one memory finds: evictions, ties, rows of unequal length."""
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     for seed in range(8):
         torch.manual_seed(seed)
@@ -155,21 +155,33 @@ def search(group) -> None:
         assert_close(got, wanted)
 
 
-def someone_fails(group, victim: int, how: Callable, backward: bool) -> None:
-    """The victim stops in the middle of the ring: the others name it, and within the time-out."""
-    rank, finish, count = dist.get_rank(group), Ring.finish, 0
-    steps = dist.get_world_size(group) - 1
-    last = 2 * steps + 1 if backward else steps + 1  # the cards, then the shares, then the backward pass
+def order(group) -> None:
+    """Thousands of scores that rounding alone sets apart come back best first, newer first among equals."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    torch.manual_seed(3)
+    key, numbers = torch.randn(61) + 1e-6 * torch.randn(1, 2, 1999, 61), torch.arange(1999)
+    memory = KVMemory(1999, num_heads=2, head_dim=61)
+    memory.add(key, key, (numbers % size == rank)[None])
+    hits = sharded_search(memory, torch.randn(1, 2, 31, 61), 101, group=group)
+    better, equal = hits.scores.diff(dim=-1) < 0, hits.scores.diff(dim=-1) == 0
+    assert (better | (equal & (hits.ids.diff(dim=-1) < 0))).all()
 
-    def finish_or_fail(self, parcel):
+
+def someone_fails(group, victim: int, how: Callable, laps: int) -> None:
+    """The victim stops after some laps of the ring: the others name it, and within the time-out."""
+    rank, post, count = dist.get_rank(group), dist.batch_isend_irecv, 0
+    steps = dist.get_world_size(group) - 1
+    before = [0, 2 * steps, 6 * steps][laps]  # a receive and a send each for the roll call, then for key and for value
+
+    def post_or_fail(operations):
         nonlocal count
         count += 1
-        if count == last + 1:
+        if count == before + 1:
             how()
-        return finish(self, parcel)
+        return post(operations)
 
     if rank == victim:
-        Ring.finish = finish_or_fail
+        dist.batch_isend_irecv = post_or_fail
     qkv = [torch.randn(2, tokens, 5, requires_grad=True) for tokens in (7, 11, 11)]
     start, said = time.monotonic(), "no ConnectionError"
     try:
@@ -177,7 +189,7 @@ def someone_fails(group, victim: int, how: Callable, backward: bool) -> None:
     except ConnectionError as error:
         said = str(error)
     seconds = time.monotonic() - start
-    Ring.finish = finish
+    dist.batch_isend_irecv = post
     if rank != victim:
         assert f"rank {victim}" in said.split(":")[0], said
         assert seconds < PATIENCE.total_seconds() + 4, seconds  # 4 s for a busy machine
@@ -185,23 +197,30 @@ def someone_fails(group, victim: int, how: Callable, backward: bool) -> None:
 
 def run(rank: int, results: Path) -> None:
     groups = {size: dist.new_group(list(range(size))) for size in range(1, WORLD + 1)}
-    groups["1 and 3"] = dist.new_group([1, 3])  # ranks in the group that are not those of the world
+    groups["1 and 3"] = dist.new_group([1, 3])  # here a rank in the group differs from the rank in the world
     steps = [
         (f"{case.__name__}-{size}", case, group)
         for size, group in groups.items()
-        for case in (random_partitions, bytes_are_counted, second_derivative, search, disagreements)
+        for case in (random_partitions, bytes_are_counted, second_derivative, search, order, disagreements)
         if not (case is disagreements and size == 1)
     ]
-    three, four = dist.new_group([0, 1, 2], timeout=PATIENCE), dist.new_group([0, 1, 2, 3], timeout=PATIENCE)
     nap = 1.5 * PATIENCE.total_seconds()
     steps += [
-        ("a process hangs", lambda group: someone_fails(group, 1, lambda: time.sleep(nap), False), three),
-        ("a process is killed", lambda group: someone_fails(group, 2, lambda: os._exit(9), True), four),
+        (
+            name,
+            lambda group, rest=rest: someone_fails(group, *rest),
+            dist.new_group(list(range(size)), timeout=PATIENCE),
+        )
+        for name, size, *rest in (
+            ("a process hangs before the roll call", 3, 1, lambda: time.sleep(nap), 0),
+            ("a process hangs in the ring", 3, 1, lambda: time.sleep(nap), 1),
+            ("a process is killed", 4, 2, lambda: os._exit(9), 2),
+        )
     ]
     outcomes = {}
     for name, case, group in steps:
         if name.startswith("a process"):
-            dist.barrier()  # so that nobody is late because of the case before
+            dist.barrier()  # so that the case before delays nobody
         if group is dist.GroupMember.NON_GROUP_MEMBER:
             continue
         try:
@@ -217,4 +236,4 @@ if __name__ == "__main__":
     timeout = timedelta(seconds=120)
     dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=timeout)
     run(rank, results)
-    os._exit(0)  # the groups in which somebody failed cannot be taken down in good order
+    os._exit(0)  # groups with a failed process cannot be shut down cleanly

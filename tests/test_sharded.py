@@ -1,4 +1,4 @@
-"""sharded_attend and sharded_search: four processes, started once, in groups of 1, 2, 3 and 4."""
+"""sharded_attend and sharded_search on four processes, started once, in groups of 1, 2, 3 and 4."""
 
 import json
 import os
@@ -13,10 +13,10 @@ import torch.distributed as dist
 from attnlib.memory import KVMemory
 from attnlib.sharded import sharded_attend, sharded_search
 
-LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # elsewhere gloo finds it by itself
+LOOPBACK = {"linux": "lo", "darwin": "lo0"}  # elsewhere gloo finds it on its own
 WORKER = Path(__file__).with_name("sharded_worker.py")
 MEMBERS = {"1": [0], "2": [0, 1], "3": [0, 1, 2], "4": [0, 1, 2, 3], "1 and 3": [1, 3]}
-CASES = ["random_partitions", "bytes_are_counted", "second_derivative", "search", "disagreements"]
+CASES = ["random_partitions", "bytes_are_counted", "second_derivative", "search", "order", "disagreements"]
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +43,27 @@ def outcomes(tmp_path_factory) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("members", MEMBERS)
 @pytest.mark.parametrize("case", CASES)
-def test_several_processes_are_like_one(outcomes, case, members):
+def test_several_processes_compute_what_one_does(outcomes, case, members):
     if case == "disagreements" and members == "1":
-        assert f"{case}-1" not in outcomes[0]  # nobody to disagree with
+        assert f"{case}-1" not in outcomes[0]  # there is nobody to disagree with
         return
     for rank in MEMBERS[members]:
         assert outcomes[rank].get(f"{case}-{members}") == "passed", f"rank {rank}"
 
 
-def test_a_process_that_hangs_is_named_within_the_time_out(outcomes):
+@pytest.mark.parametrize("when", ["before the roll call", "in the ring"])
+def test_a_process_that_hangs_is_named_within_the_time_out(outcomes, when):
     for rank in (0, 2):
-        assert outcomes[rank].get("a process hangs") == "passed", f"rank {rank}"
+        assert outcomes[rank].get(f"a process hangs {when}") == "passed", f"rank {rank}"
 
 
 def test_a_process_that_is_killed_in_the_ring_is_named_within_the_time_out(outcomes):
     for rank in (0, 1, 3):
         assert outcomes[rank].get("a process is killed") == "passed", f"rank {rank}"
-    assert "a process is killed" not in outcomes[2]  # it never came so far as to write it down
+    assert "a process is killed" not in outcomes[2]  # it died before it could report anything
 
 
-def test_without_process_groups_it_says_what_to_do():
+def test_without_a_process_group_the_error_says_what_to_do():
     query, key, value = (torch.randn(tokens, 5) for tokens in (7, 11, 11))
     with pytest.raises(RuntimeError, match="start with torchrun and call init_process_group"):
         sharded_attend(query, key, value)

@@ -1,4 +1,4 @@
-"""Attention and memory spread over several processes, on ``torch.distributed``.
+"""Attention and memory spread over several processes, with ``torch.distributed``.
 
 ``torchrun --nproc-per-node=4 -m attnlib.sharded`` runs a demonstration.
 """

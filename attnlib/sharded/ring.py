@@ -1,8 +1,7 @@
-"""Processes in a circle: each sends to the next, receives from the one before, and says who is missing."""
+"""Processes in a circle: each sends to the next, receives from the previous, and can name the one that is missing."""
 
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -10,30 +9,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-GRACE = timedelta(seconds=2)  # the part of the time-out that is kept for finding out who is missing
-
-
-class Parcel:
-    """Something under way: what this process sends, and what it is about to receive."""
-
-    def __init__(self, sent: Tensor, received: Tensor, works: list[tuple[int, dist.Work]]) -> None:
-        self.sent = sent  # held until it is gone
-        self.received = received
-        self.works = works  # with the rank at the other end
+GRACE = timedelta(seconds=2)  # how long to wait for another process to say what it is waiting for
 
 
 class Ring:
-    """The processes of a group, in the order of their ranks, the last before the first.
+    """The processes of a group in the order of their ranks; the first follows the last.
 
     Args:
-        group: a process group; the default group where it is left out.
+        group: a process group; default: all processes.
 
     Attributes:
         rank, size: of this process in the group, and of the group.
-        bytes_sent: what this process has sent so far.
+        bytes_sent: how many bytes of tensors this process has sent so far.
 
     Raises:
-        RuntimeError: torch.distributed is not there or not initialised.
+        RuntimeError: torch.distributed is missing or not initialised.
         ValueError: this process is not in the group.
     """
 
@@ -42,71 +32,117 @@ class Ring:
             raise RuntimeError(
                 "torch.distributed is not initialised: start with torchrun and call init_process_group('gloo') first"
             )
-        self.group: dist.ProcessGroup = dist.distributed_c10d._get_default_group() if group is None else group
+        self.group: dist.ProcessGroup = dist.group.WORLD if group is None else group  # type: ignore[assignment]
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
             raise ValueError("group must contain this process; got a group that it is not in")
-        self.next, self.previous = (self.rank + 1) % self.size, (self.rank - 1) % self.size
+        self.is_nccl = dist.get_backend(self.group) == dist.Backend.NCCL
         self.bytes_sent = 0
 
-    def start(self, packet: Tensor, numel: int, *, tag: int = 0) -> Parcel:
-        """Begin to send a flat tensor to the next process, and to receive one of ``numel`` from the one before.
+    def pass_on(
+        self, tensors: Sequence[Tensor], tokens: int | None = None, *, tag: int = 0
+    ) -> Callable[[], Sequence[Tensor]]:
+        """Start sending tensors to the next process, and receiving as many from the previous one.
 
-        Nothing is sent where there is nothing to send. All processes start their parcels in the same order.
+        Args:
+            tensors: what to send. All processes must start their transfers in the same order.
+            tokens: the length along axis −2 of what arrives; default: as sent. All other axes are as sent.
+            tag: keeps transfers apart that are under way at the same time, 0 or 1.
+
+        Returns:
+            A function that waits for both, and returns what arrived. Like ``pass_on``, it raises ``ConnectionError``
+            if a process died, or did not answer within the time-out of the group.
         """
         if self.size == 1:
-            return Parcel(packet, packet, [])
-        received = packet.new_empty(numel)
-        operations = []
-        for send_or_receive, tensor, peer in ((dist.isend, packet, self.next), (dist.irecv, received, self.previous)):
-            if tensor.numel():
-                operation = dist.P2POp(send_or_receive, tensor, group=self.group, tag=tag, group_peer=peer)
-                operations.append((peer, operation))
-        self.bytes_sent += packet.numel() * packet.element_size()
+            return lambda: tensors
+        sent = [t.contiguous() for t in tensors]
+        received = [t.new_empty(t.shape if tokens is None else (*t.shape[:-2], tokens, t.shape[-1])) for t in sent]
+        before, after = (self.rank - 1) % self.size, (self.rank + 1) % self.size
+        operations = [
+            (peer, dist.P2POp(send_or_receive, tensor, group=self.group, tag=2 * index + tag, group_peer=peer))
+            for send_or_receive, peer, side in ((dist.irecv, before, received), (dist.isend, after, sent))
+            for index, tensor in enumerate(side)
+            if tensor.numel()
+        ]
+        self.bytes_sent += sum(tensor.numel() * tensor.element_size() for tensor in sent)
         works = []
-        if dist.get_backend(self.group) == dist.Backend.NCCL and operations:  # NCCL wants them as one
-            with self._blaming(self.previous):
-                posted = dist.batch_isend_irecv([operation for _, operation in operations])
-            works = [(self.previous, work) for work in posted]
-        else:
-            for peer, operation in operations:
-                with self._blaming(peer):
-                    works += [(peer, work) for work in dist.batch_isend_irecv([operation])]
-        return Parcel(packet, received, works)
+        # NCCL needs all of them in one batch. gloo takes one at a time, which tells whose operation failed.
+        for batch in [operations] if self.is_nccl and operations else [[operation] for operation in operations]:
+            peer = batch[0][0]
+            with self._blaming(peer):
+                works += [(peer, work) for work in dist.batch_isend_irecv([operation for _, operation in batch])]
 
-    def finish(self, parcel: Parcel) -> Tensor:
-        """Wait until a parcel is sent and received, and give what was received.
+        def wait() -> Sequence[Tensor]:
+            for peer, work in works:
+                with self._blaming(peer):
+                    work.wait()
+            return received
+
+        return wait
+
+    def gather(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+        """Give every process the tensors of all, by rank; they have the same shapes everywhere."""
+        shares = [tensors] * self.size
+        for step in range(1, self.size):
+            tensors = self.pass_on(tensors)()
+            shares[(self.rank - step) % self.size] = tensors
+        return shares
+
+    def agree(
+        self,
+        check: Callable[[], object],
+        tensors: Mapping[str, Tensor],
+        facts: Mapping[str, object],
+        *,
+        free_axis: int | None = None,
+    ) -> list[dict[str, torch.Size]]:
+        """Compare what all processes were asked to do, so that a mistake becomes an error everywhere.
+
+        Args:
+            check: raises if this process's own arguments are wrong.
+            tensors: these need the same dtype and shape on all processes, except along ``free_axis``.
+            facts: what else must be the same on all processes, by name; read after ``check``.
+            free_axis: the axis whose length may differ; default: none.
+
+        Returns:
+            The shapes of every rank's tensors, by name.
 
         Raises:
-            ConnectionError: a process has died, or does not answer within the time-out of the group.
+            TypeError, ValueError: ``check`` raised it here; or another rank refused its arguments; or a rank differs
+                from rank 0, and the message says how.
+            ConnectionError: a process is missing.
         """
-        timeout = self._timeout()
-        for peer, work in parcel.works:
-            with self._blaming(peer):
-                if timeout is None:
-                    work.wait()  # NCCL: its own watchdog ends what hangs
-                else:
-                    work.wait(timeout - self._grace())
-        return parcel.received
-
-    def gather(self, packet: Tensor) -> list[Tensor]:
-        """Give every process the packets of all, in the order of the ranks; all packets have one size."""
-        packets = [packet] * self.size
-        for step in range(self.size - 1):
-            packet = self.finish(self.start(packet, packet.numel()))
-            packets[(self.rank - step - 1) % self.size] = packet
-        return packets
-
-    def _timeout(self) -> timedelta | None:
-        backend = self.group._get_backend(torch.device("cpu")) if dist.get_backend(self.group) == "gloo" else None
-        return None if backend is None else backend.options._timeout
-
-    def _grace(self) -> timedelta:
-        return min(GRACE, (self._timeout() or GRACE) / 4)
+        error = mine = None
+        try:
+            check()
+            said = {name: str(fact) for name, fact in facts.items()}
+            for name, tensor in tensors.items():
+                sizes = [str(size) for size in tensor.shape]
+                if free_axis is not None:
+                    sizes[free_axis] = "*"
+                said |= {f"dtype of {name}": str(tensor.dtype), f"shape of {name}": f"({', '.join(sizes)})"}
+            mine = said, {name: tensor.shape for name, tensor in tensors.items()}
+        except (TypeError, ValueError) as refused:
+            error = refused
+        self.gather(
+            [torch.zeros(1, device="cuda" if self.is_nccl else "cpu")]
+        )  # a roll call, which names who is missing
+        everybody: list = [None] * self.size
+        dist.all_gather_object(everybody, mine, group=self.group)
+        if error is not None:
+            raise error
+        if None in everybody:
+            raise ValueError(f"rank {everybody.index(None)} refused its arguments: its own error says why")
+        for name, first in everybody[0][0].items():
+            for rank, (others, _) in enumerate(everybody):
+                if others[name] != first:
+                    both = f"rank 0 has {first}, rank {rank} has {others[name]}"
+                    raise ValueError(f"{name} must be the same on all ranks; {both}")
+        return [shapes for _, shapes in everybody]
 
     @contextmanager
     def _blaming(self, peer: int) -> Iterator[None]:
-        """Turn a failure with a neighbour into an error that names the process behind it."""
+        """Turn a failure with a neighbour into an error that names the process responsible."""
         start = time.monotonic()
         try:
             yield
@@ -120,22 +156,12 @@ class Ring:
             ) from error
 
     def _find_missing(self, peer: int) -> int:
-        """Follow the complaints: whoever fails leaves a note with whom it waited for; who left none is missing."""
-        suspects = [peer]
-
-        def follow() -> None:
-            store = dist.PrefixStore(f"attnlib/{self.group.group_name}", dist.distributed_c10d._get_default_store())
+        """Each failing rank records the peer it was waiting for; follow these records to a rank without one."""
+        suspect = peer
+        with suppress(RuntimeError):  # no record in time, or the process that kept the store is gone
+            store = dist.PrefixStore("attnlib", self.group.get_group_store())
             store.set(str(self.rank), str(peer))
-            while suspects[-1] != self.rank and len(suspects) <= self.size:
-                while not store.check([str(suspects[-1])]):
-                    time.sleep(0.02)
-                suspects.append(int(store.get(str(suspects[-1]))))
-
-        def follow_while_the_store_lives() -> None:
-            with suppress(RuntimeError):  # the store was kept by a process that is gone: the last suspect stands
-                follow()
-
-        thread = threading.Thread(target=follow_while_the_store_lives, daemon=True)
-        thread.start()
-        thread.join(self._grace().total_seconds())
-        return suspects[-1]
+            for _ in range(self.size):
+                store.wait([str(suspect)], GRACE)
+                suspect = int(store.get(str(suspect)))
+        return suspect

@@ -1,6 +1,6 @@
-"""Ring attention: queries stay where they are, keys and values travel, and what each has seen is merged."""
+"""Ring attention: queries stay where they are while keys and values travel past them, and partial results merge."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from attnlib._online_softmax import Blocks, OnlineSoftmax
 from attnlib._validate import check_options, check_qkv
 from attnlib.attend import Attended
-from attnlib.sharded.agreement import agree
 from attnlib.sharded.ring import Ring
 
 
@@ -25,24 +24,24 @@ def sharded_attend(
 ) -> Attended:
     """Attend from this process's queries to the keys and values of all processes.
 
-    Formula: ``merge_r(attend(query, key_r, value_r))`` over the ranks r. The shares of key and value go around the
-    ring, each one step further while the last one is computed; the gradients go around with them.
+    Formula: ``merge_r(attend(query, key_r, value_r))`` over the ranks r. The shares of key and value travel around
+    the ring: while a process computes with one share, the next one arrives. The gradients travel with them.
 
     Args:
-        query: (…, q_tokens, head_dim), this process's share. Together the shares, in the order of the ranks, are the
-            whole sequence; they may differ in length, and may be empty.
+        query: (…, q_tokens, head_dim), this process's share. Joined in the order of the ranks, the shares make up the
+            whole sequence; their lengths may differ, and may be 0.
         key: (…, kv_tokens, head_dim), this process's share.
         value: (…, kv_tokens, value_dim), this process's share.
         is_causal: hide the keys that come after a query in the whole sequence (upper-left alignment).
-        scale: factor on the scores; ``1/√head_dim`` where it is left out.
-        group: the processes; the default group where it is left out.
+        scale: factor on the scores; default: ``1/√head_dim``.
+        group: the processes; default: all.
 
     Returns:
-        ``Attended(output, logsumexp)`` for this process's queries: what ``attend`` gives for them over the whole
-        sequence. Differentiable once; all processes of the group must then run the backward pass.
+        ``Attended(output, logsumexp)`` for this process's queries: what ``attend`` returns for them over the whole
+        sequence. Differentiable once; then all processes of the group must run the backward pass.
 
     Raises:
-        TypeError, ValueError: as ``attend``; or the processes disagree on dtype, sizes, ``is_causal``, ``scale`` or on
+        TypeError, ValueError: as ``attend``; or the processes disagree on dtypes, sizes, ``is_causal``, ``scale`` or
             whether gradients are wanted: then all raise, and the message names the rank.
         RuntimeError: torch.distributed is not initialised.
         ConnectionError: a process died, or did not answer within the time-out of the group; the message names its rank.
@@ -60,9 +59,9 @@ def sharded_attend(
 
 
 def ring_attend(
-    ring: Ring, query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale: float | None
+    ring: Ring, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None
 ) -> Attended:
-    """``sharded_attend`` on a ring that the caller keeps, and whose bytes it can count."""
+    """``sharded_attend`` on a ring that the caller keeps, for example to count its bytes."""
     wants_gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (query, key, value))
 
     def check() -> None:
@@ -71,7 +70,7 @@ def ring_attend(
 
     facts = {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
     tensors = {"query": query, "key": key, "value": value}
-    shapes = agree(ring, check, tensors, facts, free_axis=-2)
+    shapes = ring.agree(check, tensors, facts, free_axis=-2)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     plan = Plan(ring, scale, is_causal, tuple(s["query"][-2] for s in shapes), tuple(s["key"][-2] for s in shapes))
@@ -95,48 +94,29 @@ class Plan(NamedTuple):
     kv_tokens: tuple[int, ...]
 
     def blocks(self, owner: int) -> Blocks:
-        """Which of the keys of ``owner`` this process's queries see."""
+        """Which of the owner's keys this process's queries may see."""
         lead = sum(self.q_tokens[: self.ring.rank]) - sum(self.kv_tokens[:owner])
         return Blocks(self.scale, lead=lead if self.is_causal else None)
 
-    def travel(self, key: Tensor, value: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Each owner's key and value in turn, this process's first; the next ones arrive while these are worked on."""
-        ring, packet = self.ring, pack(key, value)
+    def travel(self, key: Tensor, value: Tensor) -> Iterator[tuple[int, Sequence[Tensor]]]:
+        """Each owner with its key and value, this process first; the next share arrives while this one is in use."""
+        ring = self.ring
+        share: Sequence[Tensor] = (key, value)
         for step in range(ring.size):
-            owner, coming = (ring.rank - step) % ring.size, (ring.rank - step - 1) % ring.size
-            last = step == ring.size - 1
-            parcel = None if last else ring.start(packet, self.numel(coming, key, value))
-            some_key, some_value = self.unpack(packet, owner, key, value)
-            yield owner, some_key, some_value
-            if parcel is not None:
-                packet = ring.finish(parcel)
-
-    def numel(self, owner: int, key: Tensor, value: Tensor) -> int:
-        """How many numbers the share of ``owner`` has."""
-        return sum(torch.Size(shape).numel() for shape in self._shapes(owner, key, value))
-
-    def unpack(self, packet: Tensor, owner: int, key: Tensor, value: Tensor) -> list[Tensor]:
-        """The key and value of ``owner``, as views of what ``pack`` made."""
-        shapes = self._shapes(owner, key, value)
-        parts = packet.split([torch.Size(shape).numel() for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes)]
-
-    def _shapes(self, owner: int, key: Tensor, value: Tensor) -> list[tuple[int, ...]]:
-        """Those of this process's key and value, but for the number of tokens."""
-        return [(*t.shape[:-2], self.kv_tokens[owner], t.shape[-1]) for t in (key, value)]
-
-
-def pack(key: Tensor, value: Tensor) -> Tensor:
-    """All numbers of both in one flat tensor."""
-    return torch.cat([key.flatten(), value.flatten()])
+            owner = (ring.rank - step) % ring.size
+            if step < ring.size - 1:
+                next_share = ring.pass_on(share, self.kv_tokens[owner - 1])
+            yield owner, share
+            if step < ring.size - 1:
+                share = next_share()
 
 
 class _Sharded(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, plan):
         softmax = OnlineSoftmax.start(query, key, value)
-        for owner, some_key, some_value in plan.travel(key, value):
-            softmax.update(query, some_key, some_value, plan.blocks(owner))
+        for owner, share in plan.travel(key, value):
+            softmax.update(query, *share, plan.blocks(owner))
         ctx.save_for_backward(query, key, value, softmax.numerator, softmax.total, softmax.top)
         ctx.plan = plan
         output, logsumexp = softmax.attended()
@@ -148,23 +128,21 @@ class _Sharded(torch.autograd.Function):
 
 
 class _ShardedGradient(torch.autograd.Function):
-    """A step of its own only so that a second derivative is an error, not a wrong number."""
+    """A function of its own, so that a second derivative raises an error instead of returning a wrong number."""
 
     @staticmethod
     def forward(ctx, query, key, value, numerator, total, top, grad_output, grad_logsumexp, plan):
-        """Keys and values go around again; the gradient of each follows one step behind, and ends at its owner."""
+        """Keys and values go around again. Each share's gradient follows one step behind, and ends at its owner."""
         ring, softmax = plan.ring, OnlineSoftmax(numerator, total, top)
         gradient = Attended(grad_output, grad_logsumexp)
-        grad_query, parcel = torch.zeros_like(query, dtype=total.dtype), None
-        for owner, some_key, some_value in plan.travel(key, value):
-            mine, *share = softmax.gradients((query, some_key, some_value), gradient, plan.blocks(owner))
-            grad_query += mine
-            grad_share = pack(*share)
-            if parcel is not None:
-                grad_share += ring.finish(parcel)  # what the processes before this one found for the owner
-            parcel = ring.start(grad_share, plan.numel((owner - 1) % ring.size, key, value), tag=1)
-        grad_key, grad_value = plan.unpack(ring.finish(parcel), ring.rank, key, value)
-        return tuple(gradient.to(query.dtype) for gradient in (grad_query, grad_key, grad_value))
+        grad_query, arrived = torch.zeros_like(query, dtype=total.dtype), None
+        for owner, share in plan.travel(key, value):
+            grad_here, *grad_share = softmax.gradients((query, *share), gradient, plan.blocks(owner))
+            grad_query += grad_here
+            if arrived is not None:  # what the processes before this one found for the owner
+                grad_share = [here + before for here, before in zip(grad_share, arrived())]
+            arrived = ring.pass_on(grad_share, plan.kv_tokens[owner - 1], tag=1)
+        return tuple(gradient.to(query.dtype) for gradient in (grad_query, *arrived()))
 
     @staticmethod
     def backward(ctx, *gradients):
