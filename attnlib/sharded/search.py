@@ -8,6 +8,8 @@ from torch import Tensor
 
 from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.memory import KVMemory, MemoryHits
+from attnlib.memory.hits import score_keys
+from attnlib.memory.search import best_first
 from attnlib.sharded.ring import Ring
 
 
@@ -69,12 +71,8 @@ def sharded_search(
     ids = torch.where(local.mask, local.ids * ring.size + ring.rank, -1)
     shares = ring.gather([local.keys, local.values, ids])
     keys, values, ids = (torch.cat(parts, dim=3) for parts in zip(*shares))  # (batch, heads, tokens, N · top_k, …)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = (query[..., None, :].to(wide) * keys.to(wide)).sum(-1)  # scored once: these numbers also set the order
-    scores = scores.masked_fill(ids < 0, -torch.inf)  # (batch, heads, tokens, N · top_k)
-    newest_first = ids.argsort(dim=-1, descending=True)
-    best_first = scores.detach().gather(-1, newest_first).argsort(dim=-1, descending=True, stable=True)
-    order = newest_first.gather(-1, best_first)[..., :top_k]
+    scores = score_keys(query, keys, ids >= 0)  # scored once, all alike: these numbers also set the order
+    order = best_first(scores.detach(), ids)[..., :top_k]
     keys, values = (tensor.take_along_dim(order[..., None], dim=3) for tensor in (keys, values))
     ids = ids.gather(-1, order)
     return MemoryHits(keys, values, scores.gather(-1, order), ids, ids >= 0)
