@@ -537,10 +537,104 @@ def test_text_and_markdown_hold_every_part():
                  "memory of the largest intermediate: 40 bytes"):  # fmt: skip
         assert part in text
         assert part in markdown
-    assert "output[i, l] = Σ_{j, k} A[i, j] · B[j, k] · C[k, l]" in text
-    assert r"\mathrm{output}_{i, l} = \sum_{j=0}^{2} \sum_{k=0}^{4} A_{i, j} \, B_{j, k} \, C_{k, l}" in markdown
+    assert "\noutput[i, l] = Σ_{j, k} A[i, j] · B[j, k] · C[k, l]\n" in text
+    assert r"$$\mathrm{output}_{i, l} = \sum_{j=0}^{2} \sum_{k=0}^{4} A_{i, j} \, B_{j, k} \, C_{k, l}" in markdown
     assert f"```python\n{explanation.loops}\n```" in markdown
     assert f"```python\n{explanation.torch_code}\n```" in markdown
+
+
+TEXT = """\
+ij,jk,kl->il
+A (2, 1), B (5, 3), C (3, 2) → output (2, 2)
+
+axis  size  where                    role               why
+i     2     A axis 0, output axis 0  free               in the output: one cell for each value
+l     2     C axis 1, output axis 1  free               in the output: one cell for each value
+j     5     A axis 1, B axis 0       summed, broadcast  not in the output: A and B are multiplied along it and the products added up; size 1 in A, whose one entry is used for all 5 values
+k     3     B axis 1, C axis 0       summed             not in the output: B and C are multiplied along it and the products added up
+
+output[i, l] = Σ_{j, k} A[i, 0] · B[j, k] · C[k, l]
+
+Loops
+    output = torch.zeros(2, 2, dtype=A.dtype)
+    for i in range(2):
+        for l in range(2):
+            total = 0
+            for j in range(5):
+                for k in range(3):
+                    total += A[i, 0] * B[j, k] * C[k, l]
+            output[i, l] = total
+
+The same with permute and matmul
+    left = A.squeeze(1)  # (i,)
+    right = B.sum(0)  # (k,)
+    AB = left[:, None] * right  # (i, k)
+    output = AB @ C  # (i, l)
+
+Cost
+    multiplications in the loops: 120
+    joined two by two, in the cheapest order: 18
+    A with B → (i, k): 6 multiplications, 6 numbers
+    AB with C → (i, l): 12 multiplications, 4 numbers
+    memory of the largest intermediate: 24 bytes
+    memory of the output: 16 bytes
+
+Take care
+    ⚠ `j` has size 1 in A but 5 elsewhere, and is summed: that one entry is used 5 times. Einsum gives no error here."""  # noqa: E501
+
+MARKDOWN = """\
+**`ij,jk,kl->il`**  
+A (2, 1), B (5, 3), C (3, 2) → output (2, 2)
+
+| axis | size | where | role | why |
+|---|---|---|---|---|
+| `i` | 2 | A axis 0, output axis 0 | free | in the output: one cell for each value |
+| `l` | 2 | C axis 1, output axis 1 | free | in the output: one cell for each value |
+| `j` | 5 | A axis 1, B axis 0 | summed, broadcast | not in the output: A and B are multiplied along it and the products added up; size 1 in A, whose one entry is used for all 5 values |
+| `k` | 3 | B axis 1, C axis 0 | summed | not in the output: B and C are multiplied along it and the products added up |
+
+$$\\mathrm{output}_{i, l} = \\sum_{j=0}^{4} \\sum_{k=0}^{2} A_{i, 0} \\, B_{j, k} \\, C_{k, l}$$
+
+**Loops**
+
+```python
+output = torch.zeros(2, 2, dtype=A.dtype)
+for i in range(2):
+    for l in range(2):
+        total = 0
+        for j in range(5):
+            for k in range(3):
+                total += A[i, 0] * B[j, k] * C[k, l]
+        output[i, l] = total
+```
+
+**The same with permute and matmul**
+
+```python
+left = A.squeeze(1)  # (i,)
+right = B.sum(0)  # (k,)
+AB = left[:, None] * right  # (i, k)
+output = AB @ C  # (i, l)
+```
+
+**Cost**
+
+- multiplications in the loops: 120
+- joined two by two, in the cheapest order: 18
+- A with B → (i, k): 6 multiplications, 6 numbers
+- AB with C → (i, l): 12 multiplications, 4 numbers
+- memory of the largest intermediate: 24 bytes
+- memory of the output: 16 bytes
+
+**Take care**
+
+- ⚠ `j` has size 1 in A but 5 elsewhere, and is summed: that one entry is used 5 times. Einsum gives no error here."""  # noqa: E501
+
+
+def test_the_whole_display_of_three_operands_and_a_warning():
+    explanation = explain_einsum("ij,jk,kl->il", (2, 1), (5, 3), (3, 2))
+    assert str(explanation) == TEXT
+    assert explanation._repr_markdown_() == MARKDOWN
 
 
 def test_words_in_the_formula_are_escaped():
