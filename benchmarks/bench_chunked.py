@@ -2,8 +2,9 @@
 
 python run.py bench chunked [--tokens 1024 4096 16384] [--heads 1] [--repeats 3]
 
-Each way runs in a process of its own, so that its peak memory is its own. Outputs and gradients are compared first. The
-ring's processes share this machine's cores: its time shows what travelling costs here, not what a cluster gains.
+Each way runs in its own process, so its peak memory is measured separately. Outputs and gradients are compared first.
+The processes of the ring share one machine's cores, so their time shows the cost of communication, not the gain of a
+cluster.
 """
 
 import argparse
@@ -38,7 +39,7 @@ def inputs(heads: int, tokens: int) -> list[torch.Tensor]:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory now."""
+    """Bytes of memory that this process uses now."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, AttributeError):  # not Linux
@@ -46,7 +47,7 @@ def resident() -> int:
 
 
 class Peak(threading.Thread):
-    """Looks at the memory of this process every few milliseconds."""
+    """Samples the memory of this process every few milliseconds."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -65,9 +66,9 @@ class Peak(threading.Thread):
 
 
 def measure_way(way: str, heads: int, tokens: int, repeats: int) -> dict[str, float]:
-    """Extra memory of one forward and backward pass, and the median time of each."""
+    """Extra memory of a forward and backward pass, and the median times."""
     small, qkv = inputs(heads, 64), inputs(heads, tokens)
-    torch.autograd.grad(WAYS[way](*small).sum(), small)  # what is loaded at the first call is not counted
+    torch.autograd.grad(WAYS[way](*small).sum(), small)  # do not count what the first call loads
     peak, forward, both = Peak(), [], []
     peak.start()
     for _ in range(repeats):
@@ -103,7 +104,7 @@ def measure_ring(rank: int, size: int, store: str, heads: int, tokens: int, repe
 
 
 def in_processes(jobs: list[list]) -> list[dict[str, float]]:
-    """Run the measurements side by side, each in its own Python, and read what they print."""
+    """Run the measurements in parallel, each in its own Python process, and read their results."""
     commands = [[sys.executable, __file__, "--job", json.dumps(job)] for job in jobs]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(jobs)))}
     started = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True, env=environment) for c in commands]
@@ -114,7 +115,7 @@ def in_processes(jobs: list[list]) -> list[dict[str, float]]:
 
 
 def compare(heads: int, tokens: int) -> None:
-    """The same outputs and gradients, all three ways."""
+    """All three ways give the same outputs and gradients."""
     results = {}
     for name, way in WAYS.items():
         qkv = inputs(heads, tokens)
@@ -146,7 +147,7 @@ def main() -> None:
             print(f"{tokens:6}  {way:8} {row['MiB']:8.1f} {row['forward']:8.3f} {row['both']:8.3f}", end="   ")
             print(*(f"{ratio:6.3f}" for ratio in ratios))
     tokens = options.tokens[-1]
-    print(f"\nring, {tokens} tokens, {os.cpu_count()} cores for all: MiB sent by each process, seconds of the slowest")
+    print(f"\nring, {tokens} tokens, {os.cpu_count()} cores in total: MiB sent by each process, seconds of the slowest")
     print(f"{'processes':>9} {'MiB sent':>9} {'forward':>8} {'both':>8}   both, times one process")
     one = None
     for size in (1, 2, 4):

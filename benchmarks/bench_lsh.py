@@ -1,12 +1,12 @@
-"""LSH attention beside the packages that people would use instead: equal numbers first, then time and memory.
+"""LSH attention compared with the packages people would use instead: first the numbers, then time and memory.
 
     python benchmarks/bench_lsh.py                       # the table, on two CPU threads
     python benchmarks/bench_lsh.py --device cuda         # the same on a GPU
     python benchmarks/bench_lsh.py --sections equal speed --tokens 4096
 
 The peers are reformer_pytorch's LSHAttention and the LSH layer of Hugging Face's Reformer, both named in
-benchmarks/requirements.txt; one that is not installed is left out, and said to be. 8 heads of 64, 4 rounds, chunks of
-64, causal, float32.
+benchmarks/requirements.txt. If one is not installed, a line says so and it is skipped. 8 heads of 64, 4 rounds, chunks
+of 64, causal, float32.
 """
 
 import argparse
@@ -30,26 +30,26 @@ Call = Callable[[], Tensor]
 
 
 def load_peers() -> dict[str, object]:
-    """The packages that are installed, by name."""
+    """The installed peers, by name."""
     peers = {}
     try:
         from reformer_pytorch import LSHAttention
 
         peers["reformer_pytorch"] = LSHAttention
     except ImportError as error:
-        print(f"reformer_pytorch is left out: {error}")
+        print(f"skipping reformer_pytorch: {error}")
     try:
         from transformers import ReformerConfig
         from transformers.models.reformer import modeling_reformer
 
         peers["Hugging Face"] = (ReformerConfig, modeling_reformer.LSHSelfAttention)
     except ImportError as error:
-        print(f"Hugging Face's layer is left out: {error}")
+        print(f"skipping Hugging Face's layer: {error}")
     return peers
 
 
 class Setting:
-    """The same inputs for every side, at one number of tokens, with as many buckets as chunks."""
+    """The same inputs for every side, with one number of tokens and as many buckets as chunks."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Setting:
         return lambda: lsh_attention(self.query_key, self.value, rotations, chunk_size=CHUNK, is_causal=True, **options)
 
     def our_layer(self, rotations: Tensor | None = None, **options: bool) -> Call:
-        """From x on, as Hugging Face's layer: projections included."""
+        """Starts from x and includes the projections, like Hugging Face's layer."""
         rotations = self.rotations if rotations is None else rotations
 
         def call() -> Tensor:
@@ -118,9 +118,9 @@ class Setting:
 
 
 def check_equal(device: str, peers: dict[str, object]) -> None:
-    """The peers' numbers are ours, wherever both look at the same keys: theirs look around the end, in the first chunk.
+    """Our outputs equal the peers' wherever both see the same keys; their first chunk also sees the last one.
 
-    In float64, where no two sides round a vector into different buckets.
+    In float64, so that rounding never puts a vector into different buckets.
     """
     setting = Setting(2048, device, peers, dtype=torch.float64)
     cases = {}
@@ -142,13 +142,13 @@ def check_equal(device: str, peers: dict[str, object]) -> None:
         ours = lsh_attention(setting.query_key, setting.value, rotations, **options)
         order = hash_buckets(setting.query_key, rotations).argsort(dim=-1, stable=True)
         first = torch.zeros((*order.shape[:2], setting.tokens), dtype=torch.bool, device=device)
-        first.scatter_(-1, order[..., :CHUNK].flatten(2), True)  # stands in a first chunk in some round
+        first.scatter_(-1, order[..., :CHUNK].flatten(2), True)  # in the first chunk in some round
         torch.testing.assert_close(ours[~first], theirs[~first], rtol=1e-5, atol=1e-5)
-        print(f"{name}: equal at {int((~first).sum()):,} of {first.numel():,} places, those in no first chunk")
+        print(f"{name}: equal at {int((~first).sum()):,} of {first.numel():,} positions, those never in a first chunk")
 
 
 def measure(calls: dict[str, Call], setting: Setting, repeats: int, backward: bool = False) -> dict[str, float]:
-    """Median seconds of every call, the sides taking turns; the first turn warms up and is not counted."""
+    """Median seconds of each call. The sides take turns, and the first turn is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -179,19 +179,19 @@ def compare_speed(tokens: int, device: str, peers: dict[str, object], repeats: i
     setting.flat = setting.query_key[0], setting.value[0]
     for backward in (False, True):
         median = measure(setting.sides(peers), setting, repeats, backward)
-        print(f"\n{tokens:,} tokens, {'forward + backward' if backward else 'forward'}: ms, and how often ours fits in")
+        print(f"\n{tokens:,} tokens, {'forward + backward' if backward else 'forward'}: ms, and the ratio to ours")
         for name, seconds in median.items():
             mine = median["ours, layer" if name == "Hugging Face" else "ours"]
             print(f"  {name:32}{seconds * 1e3:10.1f} {seconds / mine:7.2f}")
 
 
 def compare_growth(device: str, repeats: int) -> None:
-    """How the forward's cost grows from 4 K to 64 K tokens, with buckets that do and do not grow in number."""
+    """How the cost of a forward pass grows from 4 K to 64 K tokens, with a fixed and a growing number of buckets."""
     print("\nforward, 4,096 to 65,536 tokens: ms, and the exponent of the growth over the whole range")
     lengths = [4096, 16384, 65536]
     rows = {"128 buckets": 128, "as many buckets as chunks": None}
     for options in (LOOSE, {}):
-        label = "counted as often as met, across buckets" if options else "counted once, own bucket"
+        label = "counted once per meeting, across buckets" if options else "counted once, own bucket"
         for name, num_buckets in rows.items():
             settings = [Setting(tokens, device, {}, num_buckets) for tokens in lengths]
             calls = {str(s.tokens): s.ours(**options) for s in settings}
@@ -204,7 +204,7 @@ def compare_growth(device: str, repeats: int) -> None:
 
 
 def compare_memory(tokens: int, device: str, peers: dict[str, object]) -> None:
-    """Peak memory above what the inputs take, each side in a process of its own."""
+    """Peak memory on top of the inputs, with each side in its own process."""
     for backward in (False, True):
         print(
             f"\n{tokens:,} tokens, peak extra memory of {'forward + backward' if backward else 'forward'}: MiB, ratio"
@@ -222,7 +222,7 @@ def compare_memory(tokens: int, device: str, peers: dict[str, object]) -> None:
 
 
 def print_memory(name: str, tokens: int, device: str, backward: bool) -> None:
-    """In the child: run one side once, and print by how many MiB its peak rose above the inputs."""
+    """In the child process: run one side once and print its peak memory on top of the inputs, in MiB."""
     peers = load_peers()
     small, setting = Setting(CHUNK * 2, device, peers), Setting(tokens, device, peers)
     for one in (small, setting):
@@ -242,7 +242,7 @@ def start_peak(device: str) -> float:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    with open("/proc/self/clear_refs", "w") as file:  # Linux: the peak starts again from here
+    with open("/proc/self/clear_refs", "w") as file:  # Linux: resets the peak
         file.write("5")
     return read_peak(device)
 
