@@ -90,9 +90,8 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("btm,hmd->bthd", x, weight)
 
 
-def products(x: Tensor, W_query: Tensor, W_key: Tensor, scale: float | None = None) -> Tensor:
-    scale = W_query.shape[-1] ** -0.5 if scale is None else scale
-    return scale * torch.einsum("bqhd,bkhd->bhqk", project(x, W_query), project(x, W_key))
+def products(x: Tensor, W_query: Tensor, W_key: Tensor, size: float) -> Tensor:
+    return torch.einsum("bqhd,bkhd->bhqk", project(x, W_query), project(x, W_key)) / size**0.5
 
 
 def attention(
@@ -102,14 +101,14 @@ def attention(
     W_value: Tensor,
     *,
     scores: str = "bqhd,bkhd->bhqk",
-    scale: float | None = None,
+    size: float | None = None,
     weigh: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
     output: str = "bhqk,bkhd->bqhd",
 ) -> Tensor:
-    """Attention with one thing changed. The default scale is 1/√d."""
+    """Attention with one thing changed. The scores are divided by √size, by default √d."""
     query, key, value = (project(x, weight) for weight in (W_query, W_key, W_value))
-    scale = W_query.shape[-1] ** -0.5 if scale is None else scale
-    return torch.einsum(output, weigh(scale * torch.einsum(scores, query, key)), value)
+    size = W_query.shape[-1] if size is None else size
+    return torch.einsum(output, weigh(torch.einsum(scores, query, key) / size**0.5), value)
 
 
 def without_future(scores: Tensor) -> Tensor:
@@ -169,46 +168,32 @@ check_head_output = Exercise(
     _patterns(),
     """
     out(pattern, value)  # The heads are not joined yet: rearrange to batch q (heads d).
-    out(pattern, value, "bhqk,bkhd->bhqd")  # The heads come before the tokens and are not joined: end with batch q
-        # (heads d).
-    rearrange(out(pattern, value), "b q h d -> b q (d h)")  # The heads are joined as (d heads): head 0 must fill the
-        # first d columns, so (heads d).
+    out(pattern, value, "bhqk,bkhd->bhqd")  # Heads come before tokens, and are not joined: batch q (heads d).
+    rearrange(out(pattern, value), "b q h d -> b q (d h)")  # Head 0 fills the first d columns: (heads d).
     rearrange(out(pattern, value), "b q h d -> b h (q d)")  # Queries and d are joined: join heads and d, (heads d).
     rearrange(out(pattern, value), "b q h d -> b (q h) d")  # Queries and heads are joined: join heads and d, (heads d).
-    rearrange(out(pattern, value), "b q h d -> b (h q) d")
     rearrange(out(pattern, value), "b q h d -> (b h) q d")  # Batch and heads are joined: join heads and d, (heads d).
     rearrange(out(pattern, value), "b q h d -> b (h d) q")  # The tokens come last: batch q (heads d).
     rearrange(out(pattern, value), "b q h d -> q b (h d)")  # The tokens come first: batch q (heads d).
-    out(pattern, value, "bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # The axes are merged without
-        # being moved: bring q before heads first, or let rearrange do both.
-    joined(pattern, value, "bhkq,bkhd->bqhd")  # The sum runs over the queries: seq_k, the last axis of pattern, is the
-        # one to sum.
+    out(pattern, value, "bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # Move q before heads, then merge.
+    joined(pattern, value, "bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
     joined(pattern, value, "bhqk,bqhd->bkhd")
-    joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k has two names, so each value is multiplied by the sum of a row:
-        # use one name.
-    joined(pattern, value, "bhqk,bkgd->bqgd")  # The heads have two names, so the weights of all heads are added up: use
-        # one name.
-    joined(pattern, value, "bhqk,bkgd->bqhd")  # The heads have two names, so the values of all heads are added up: use
-        # one name.
-    joined(pattern, value, "bhqk,ckhd->bqhd")  # The batch has two names, so the values of all sentences are added up:
-        # use one name.
-    joined(pattern, value, "bhqk,ckhd->cqhd")  # The batch has two names, so the weights of all sentences are added up:
-        # use one name.
+    joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
+    joined(pattern, value, "bhqk,bkgd->bqgd")  # heads needs one name: here the weights of all heads are summed.
+    joined(pattern, value, "bhqk,bkgd->bqhd")  # heads needs one name: here the values of all heads are summed.
+    joined(pattern, value, "bhqk,ckhd->bqhd")  # batch needs one name: here all values are summed.
+    joined(pattern, value, "bhqk,ckhd->cqhd")  # batch needs one name: here all weights are summed.
     out(pattern, value, "bhqk,bkhd->bqd")  # The heads are added up: they belong on the right of the arrow too.
     out(pattern, value).mean(2)  # The heads are averaged: join them.
     out(pattern, value, "bhqk,bkhd->bqh")  # d is added up: it belongs on the right of the arrow too.
     joined(pattern, value, "bhqk,bkhd->qhd")  # The batch is added up: it belongs on the right of the arrow too.
     out(pattern, value, "bhqk,bkhd->bhd")  # The queries are added up: they belong on the right of the arrow too.
-    rearrange(out(pattern, value, "bhqk,bkhd->bqkhd"), "b q k h d -> b q (k h d)")  # seq_k is not summed: leave it out
-        # on the right of the arrow.
+    rearrange(out(pattern, value, "bhqk,bkhd->bqkhd"), "b q k h d -> b q (k h d)")  # seq_k must be summed.
     out(pattern, value, "bhqk,bkhd->bqkhd")
     joined(pattern.softmax(-1), value)  # The pattern has its softmax already: a second one evens out the weights.
     joined(pattern / pattern.sum(-1, keepdim=True), value)  # The pattern is divided again: use it as it is.
-    joined(pattern, value) / pattern.shape[-1]  # This is divided by the number of keys: einsum adds up, and the weights
-        # are in the pattern.
-    joined(pattern, value) / value.shape[-1] ** 0.5  # There is no scale here: it belongs to the scores, before the
-        # softmax.
-    joined(pattern.flip(1), value)  # The heads of the pattern are in reverse order.
+    joined(pattern, value) / value.shape[-1] ** 0.5  # The scale belongs to the scores, before the softmax: leave it
+        # out.
     value.flatten(2)  # These are the values: average them with the pattern.
     """,
     "Right: seq_k is summed, heads and d share the last axis.",
@@ -229,74 +214,52 @@ check_einsum_attention = Exercise(
     einsum_attention,
     _inputs(),
     """
-    attention(x, W_query, W_key, W_value, scale=1.0)  # The scale is missing: divide the scores by √d before softmax.
-    attention(x, W_query, W_key, W_value, scale=x.shape[-1] ** -0.5)  # The scale is √d_model: the length of one head's
-        # query is d.
-    attention(x, W_query, W_key, W_value, scale=(len(W_query) * W_query.shape[-1]) ** -0.5)  # The scale counts all
-        # heads: the length of one head's query is d.
-    attention(x, W_query, W_key, W_value, scale=len(W_query) ** -0.5)  # The scale is √heads: the length of one head's
-        # query is d.
-    attention(x, W_query, W_key, W_value, scale=x.shape[1] ** -0.5)  # The scale is √tokens: the length of one head's
-        # query is d.
-    attention(x, W_query, W_key, W_value, scale=1 / W_query.shape[-1])  # The scores are divided by d: take its root.
-    attention(x, W_query, W_key, W_value, scale=W_query.shape[-1] ** 0.5)  # The scores are multiplied by √d: divide.
-    attention(x, W_query, W_key, W_value, scale=1.0) / W_query.shape[-1] ** 0.5  # The scale comes after softmax, so
-        # rows sum to 1/√d: scale the scores.
+    attention(x, W_query, W_key, W_value, size=1)  # The scale is missing: divide the scores by √d before softmax.
+    attention(x, W_query, W_key, W_value, size=x.shape[-1])  # The scale is √d_model: it must be √d.
+    attention(x, W_query, W_key, W_value, size=W_query[:, 0].numel())  # The scale counts all heads: it must be √d.
+    attention(x, W_query, W_key, W_value, size=len(W_query))  # The scale is √heads: it must be √d.
+    attention(x, W_query, W_key, W_value, size=x.shape[1])  # The scale is √tokens: it must be √d.
+    attention(x, W_query, W_key, W_value, size=W_query.shape[-1] ** 2)  # The scores are divided by d: take its root.
+    attention(x, W_query, W_key, W_value, size=1 / W_query.shape[-1])  # The scores are multiplied by √d: divide.
+    attention(x, W_query, W_key, W_value, size=1) / W_query.shape[-1] ** 0.5  # The scale belongs before the softmax.
     attention(x, W_query, W_key, W_value) / W_query.shape[-1] ** 0.5  # The scale is applied again after the softmax.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-2))  # Softmax runs over the queries: the keys are
-        # the last axis of the scores, dim=-1.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(1))  # Softmax runs over the heads: the keys are the
-        # last axis of the scores, dim=-1.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(0))  # Softmax runs over the batch: use dim=-1.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-2))  # Softmax runs over queries: use dim=-1.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(1))  # Softmax runs over heads: use dim=-1.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s)  # Softmax is missing: scores are not weights.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s / s.sum(-1, True))
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp())  # The weights do not sum to one: use softmax.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # The exponentials overflow:
-        # use softmax.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.log_softmax(-1))  # These are logarithms of weights:
-        # softmax.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s).softmax(-1)  # Softmax is taken of the output: take it of
-        # the scores, before the values.
-    attention(x, W_query, W_key, W_value).softmax(-1)  # A second softmax is taken of the output: leave it out.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # exp overflows.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s).softmax(-1)  # Take softmax of the scores, not of the
+        # output.
+    attention(x, W_query, W_key, W_value).softmax(-1)  # Leave out the softmax of the output.
     attention(x, W_query, W_key, W_value, weigh=without_future)  # The future is hidden: full attention has no mask.
     attention(x, W_key, W_query, W_value)  # Query and key are swapped.
     attention(x, W_query, W_value, W_key)  # Key and value are swapped.
     attention(x, W_value, W_key, W_query)  # Query and value are swapped.
     attention(x, W_query, W_key, W_key)  # The pattern averages the keys: it must average the values.
-    attention(x, W_query, W_key, W_query)  # The pattern averages the queries: it must average the values.
     attention(x, W_query, W_query, W_value)  # Queries meet queries: the keys come from W_key.
     attention(x, W_key, W_key, W_value)  # Keys meet keys: the queries come from W_query.
-    attention(x, W_query, W_key, W_value, scores="bqhd,bkhe->bhqk")  # d has two names in the scores, so each is summed
-        # separately: use one.
-    attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # The heads have two names in the scores, so
-        # queries meet the keys of all heads: use one.
-    attention(x, W_query, W_key, W_value, scores="bqhd,ckhd->bhqk")  # The batch has two names in the scores, so queries
-        # meet the keys of all sentences: use one.
-    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # The heads have two names in the output, so the
-        # values of all heads are added up: use one.
-    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqgd")  # The heads have two names in the output, so the
-        # weights of all heads are added up: use one.
-    attention(x, W_query, W_key, W_value, output="bhqk,blhd->bqhd")  # The keys have two names in the output, so all
-        # values are added up: use one.
-    attention(x, W_query, W_key, W_value, output="bhkq,bkhd->bqhd")  # Queries and keys of the pattern are swapped: the
-        # keys are its last axis.
+    attention(x, W_query, W_key, W_value, scores="bqhd,bkhe->bhqk")  # d needs one name in the scores.
+    attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # heads needs one name in the scores.
+    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # heads needs one name in the output.
+    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqgd")  # heads needs one name in the output.
+    attention(x, W_query, W_key, W_value, output="bhqk,blhd->bqhd")  # The keys need one name in the output.
+    attention(x, W_query, W_key, W_value, output="bhkq,bkhd->bqhd")  # The pattern is (batch heads q k).
     attention(x, W_query, W_key, W_value, scores="bthd,bthd->bht", output="bht,bthd->bthd")  # Each query meets only its
-        # own key: tokens needs two names, one for queries and one for keys.
-    attention(x.sum(-1, True), *(w.sum(1, True) for w in (W_query, W_key, W_value)), scale=W_query.shape[-1] ** -0.5)
-        # d_model has two names in the projections, so each is summed separately: use one.
-    attention(x, W_query.mT, W_key.mT, W_value.mT)  # A weight is read as (heads, d, d_model): it is (heads, d_model,
-        # d).
-    attention(x, W_query.mT, W_key.mT, W_value.mT, scale=W_query.shape[-1] ** -0.5)
+        # own key: one axis of x, tokens, needs two names, one for queries and one for keys.
+    attention(x.sum(-1, True), *(weight.sum(1, True) for weight in (W_query, W_key, W_value)))  # d_model needs one
+        # name.
+    attention(x, W_query.mT, W_key.mT, W_value.mT)  # Read each weight as (heads, d_model, d).
+    attention(x, W_query.mT, W_key.mT, W_value.mT, size=W_query.shape[-1])
     attention(x, W_query, W_key, W_value).transpose(1, 2)  # The heads come before the tokens: batch tokens heads d.
     attention(x, W_query, W_key, W_value).mT  # heads and d are swapped: batch tokens heads d.
     attention(x, W_query, W_key, W_value).flatten(2)  # The heads are joined: here they keep their axis.
     attention(x, W_query, W_key, W_value).sum(2)  # The heads are added up: they belong on the right of the arrow too.
-    attention(x, W_query, W_key, W_value).mean(2)  # The heads are averaged: here they keep their axis.
     attention(x, W_query, W_key, W_value).sum(-1)  # d is added up: it belongs on the right of the arrow too.
-    products(x, W_query, W_key, 1.0)  # These are the scores: scale, softmax and values are still to come.
-    products(x, W_query, W_key)  # These are the scaled scores: softmax and values are still to come.
-    products(x, W_query, W_key).softmax(-1)  # This is the pattern: average the values with it.
+    products(x, W_query, W_key, 1)  # These are the scores: scale, softmax and values are still to come.
+    products(x, W_query, W_key, W_query.shape[-1])  # These are the scaled scores: softmax and values are still to come.
+    products(x, W_query, W_key, W_query.shape[-1]).softmax(-1)  # This is the pattern: average the values with it.
     project(x, W_value)  # These are the values: average them with the pattern.
     """,
     "Right: projections, scores, pattern and output, each in one line.",

@@ -28,9 +28,9 @@ def joint(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:  # a a
     return share * remote + (1 - share) * local
 
 
-def keys_by(stacked: Tensor, heads: int, pattern: str, **sizes: int) -> Tensor:
+def keys_by(stacked: Tensor, heads: int, pattern: str) -> Tensor:
     """The keys, or what another pattern makes of them."""
-    return rearrange(stacked[..., 0, :], pattern, h=heads, **sizes)
+    return rearrange(stacked[..., 0, :], pattern, h=heads)
 
 
 def right_shape(numbers: Tensor, stacked: Tensor, heads: int) -> Tensor:
@@ -44,6 +44,11 @@ def dots(query: Tensor, keys: Tensor, equation: str = "bhsd,bhsdk->bhsk") -> Ten
 
 def root(size: int) -> float:
     return size**0.5
+
+
+def summed(query: Tensor, keys: Tensor, equation: str) -> Tensor:
+    """The scaled scores that another equation gives."""
+    return dots(query, keys, equation) / root(query.shape[-1])
 
 
 def kept(scores: Tensor, top_k: int, fill: float = -torch.inf) -> Tensor:
@@ -71,6 +76,11 @@ def weigh(query: Tensor, key: Tensor, value: Tensor, top_k: int, by: Callable = 
     return torch.einsum("tk,tkd->td", by(best(query, key, top_k)[0]), found(query, key, value, top_k))
 
 
+def over(query: Tensor, key: Tensor, value: Tensor, top_k: int, size: float) -> Tensor:
+    """Top-k attention with scores divided by the root of another size."""
+    return weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1]) / size**0.5).softmax(-1))
+
+
 def only(query: Tensor, key: Tensor, value: Tensor, ids: slice | Tensor) -> Tensor:
     """All tokens average over the same memories."""
     return scaled(query, key[ids]).softmax(-1) @ value[ids]
@@ -96,40 +106,26 @@ check_memory_keys = Exercise(
     memory_keys(stacked.flip(-2), heads)  # These are the values: the keys are at index 0 of the axis of size 2.
     memory_keys(stacked.sum(-2, True), heads)  # Keys and values are added: take index 0 of the axis of size 2.
     memory_keys(stacked.mean(-2, True), heads)  # Keys and values are averaged: take index 0 of the axis of size 2.
-    memory_keys(stacked.reshape(*stacked.shape[:3], -1, 2).mT, heads)  # Keys and values are mixed: the 2 is the last
-        # axis but one, so take [..., 0, :].
-    keys_by(stacked, heads, "b s k (h d) -> b h s k d")  # top_k comes before head_dim, as in the values: keys end in
-        # (head_dim, top_k).
+    memory_keys(stacked.reshape(*stacked.shape[:3], -1, 2).mT, heads)  # Keys and values are mixed: take [..., 0, :].
+    keys_by(stacked, heads, "b s k (h d) -> b h s k d")  # This is the layout of values: keys end in (head_dim, top_k).
     keys_by(stacked, heads, "b s k (h d) -> b s h d k")  # The heads are not brought forward: they come right after b_s.
-    keys_by(stacked, heads, "b s k (h d) -> b s k h d")  # The axes are not moved: (b_s, heads, seq_len, head_dim,
-        # top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b s k h d")  # Move the axes: (b_s, heads, seq_len, head_dim, top_k).
     keys_by(stacked, heads, "b s k (h d) -> b s h k d")
     keys_by(stacked, heads, "b s k (h d) -> h b s d k")  # The heads come before b_s: the batch comes first.
-    keys_by(stacked, heads, "b s k (h d) -> b h k d s")  # top_k and seq_len are swapped: keys are (b_s, heads, seq_len,
-        # head_dim, top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b h k d s")  # seq_len belongs right after heads.
     keys_by(stacked, heads, "b s k (h d) -> b h k s d")
-    keys_by(stacked, heads, "b s k (h d) -> b h d s k")  # head_dim and seq_len are swapped: keys are (b_s, heads,
-        # seq_len, head_dim, top_k).
+    keys_by(stacked, heads, "b s k (h d) -> b h d s k")  # seq_len belongs right after heads.
     keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
     keys_by(stacked, heads, "b s k (h d) -> b k s (h d)")
-    keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # These are the keys before the cut: embed_dim becomes
-        # (heads, head_dim), and axes move.
-    keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Each head takes every heads-th number: cut embed_dim into
-        # (heads, head_dim), not (head_dim, heads).
+    keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
+    keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
     keys_by(stacked, heads, "b s k (d h) -> b h s k d")
     keys_by(stacked, heads, "b s k (d h) -> b s h d k")
-    right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: cut the last axis
-        # first, then permute.
-    keys_by(stacked, heads, "b s k (h d) -> b (s k h d)").view(len(stacked), heads, -1)  # Cut only the last axis into
-        # (heads, head_dim), then permute.
-    stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # reshape cannot bring the heads forward: cut
-        # the last axis first, then permute.
-    right_shape(memory_keys(stacked, heads).mT, stacked, heads)  # reshape cannot swap the last two axes: use mT or
-        # permute.
-    right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # reshape cannot bring the heads
-        # forward: use transpose or permute.
+    right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: permute as well.
+    stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # Heads are brought forward by permute.
+    right_shape(memory_keys(stacked, heads).mT, stacked, heads)  # reshape cannot swap the last two axes: use .mT.
+    right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # Use permute in place of reshape.
     right_shape(keys_by(stacked, heads, "b s k (h d) -> b s k h d").transpose(2, 3), stacked, heads)
-    memory_keys(stacked, heads).flip(1)  # The heads come in reverse order: head 0 is the first head_dim numbers.
     memory_keys(stacked, heads).flatten(0, 1)  # b_s and heads are joined: keep both axes.
     memory_keys(stacked, heads)[..., :1]  # Only the first memory is kept: keep all top_k.
     memory_keys(stacked, heads) / root(stacked.shape[-1] // heads)  # The keys are not scaled: the scores are, later.
@@ -150,44 +146,30 @@ check_memory_scores = Exercise(
     dots(query, keys) / query.shape[-1]  # The scores are divided by head_dim: divide by its root, once.
     memory_scores(query, keys) / root(query.shape[-1])
     dots(query, keys) * root(query.shape[-1])  # The scores are multiplied by the root of head_dim: divide by it.
-    dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: head_dim, the length of a query, counts.
+    dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: √head_dim counts.
     dots(query, keys) / keys.shape[-1]
     dots(query, keys) / root(query.shape[1])  # The scale is √heads: head_dim, the length of a query, counts.
     dots(query, keys) / root(query.shape[2])  # The scale is √seq_len: head_dim, the length of a query, counts.
-    dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: each head has only head_dim
-        # numbers.
+    dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: each head has head_dim.
     memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
-    dots(query, keys).softmax(-1) / root(query.shape[-1])  # The scale comes after a softmax: return the scaled scores,
-        # and leave the softmax out.
     memory_scores(query, keys)[..., None, :]  # An axis of size 1 is left over: squeeze(-2) removes it.
     memory_scores(query, keys)[..., None]  # An axis of size 1 is left over: squeeze(-1) removes it.
     memory_scores(query, keys).squeeze()  # squeeze() removes every axis of size 1: name the axis, squeeze(-2).
-    query.unsqueeze(2) @ keys / root(query.shape[-1])  # A literal @ multiplies each query with the memories of every
-        # token: give it an axis with unsqueeze(-2).
+    query.unsqueeze(2) @ keys / root(query.shape[-1])  # Here each query meets every token's memories: unsqueeze(-2).
     query @ keys / root(query.shape[-1])
-    query.unsqueeze(2) @ keys  # A literal @ multiplies each query with the memories of every token, and the scale is
-        # missing: unsqueeze(-2), then divide by the root of head_dim.
+    query.unsqueeze(2) @ keys  # Each query meets every token's memories: unsqueeze(-2). The scale is missing too.
     query @ keys
     query[..., None] * keys / root(query.shape[-1])  # The products are not summed: d is missing right of the arrow.
     query[..., None] * keys
-    dots(query, keys, "bhsd,bhtdk->bhsk") / root(query.shape[-1])  # The memories of all tokens are added up: seq_len
-        # needs the same name in query and keys.
-    dots(query, keys, "bhsd,bgsdk->bhsk") / root(query.shape[-1])  # The memories of all heads are added up: heads needs
-        # the same name in query and keys.
-    dots(query, keys, "bhsd,bhsek->bhsk") / root(query.shape[-1])  # Query and keys are summed separately: head_dim
-        # needs the same name in both.
-    dots(query, keys, "bhsd,bhtdk->bhstk") / root(query.shape[-1])  # Each query meets the memories of every token:
-        # seq_len needs the same name in query and keys.
-    dots(query, keys, "bhsd,bhsdk->bshk") / root(query.shape[-1])  # The heads come after seq_len: (b_s, heads, seq_len,
-        # top_k).
-    dots(query, keys, "bhsd,bhsdk->bhks") / root(query.shape[-1])  # top_k and seq_len are swapped: (b_s, heads,
-        # seq_len, top_k).
-    dots(query, keys, "bhsd,bhsdk->bsk") / root(query.shape[-1])  # The heads are added up: h belongs right of the
-        # arrow.
-    dots(query, keys, "bhsd,bhsdk->bhk") / root(query.shape[-1])  # The tokens are added up: s belongs right of the
-        # arrow.
-    dots(query, keys, "bhsd,bhsdk->bhs") / root(query.shape[-1])  # The memories are added up: k belongs right of the
-        # arrow.
+    summed(query, keys, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
+    summed(query, keys, "bhsd,bgsdk->bhsk")  # heads needs one name: here its keys are summed.
+    summed(query, keys, "bhsd,bhsek->bhsk")  # head_dim needs one name: here each is summed.
+    summed(query, keys, "bhsd,bhtdk->bhstk")  # seq_len needs one name in query and keys.
+    summed(query, keys, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
+    summed(query, keys, "bhsd,bhsdk->bhks")  # The order is (b_s, heads, seq_len, top_k).
+    summed(query, keys, "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
+    summed(query, keys, "bhsd,bhsdk->bhk")  # The tokens are added up: s must stay.
+    summed(query, keys, "bhsd,bhsdk->bhs")  # The memories are added up: k must stay.
     -memory_scores(query, keys)  # The sign is wrong: a better fit is a larger score.
     torch.cosine_similarity(query[..., None], keys, dim=-2)  # These are cosines: divide by the root of head_dim only.
     """,
@@ -219,49 +201,35 @@ check_topk_attention = Exercise(
     SEARCHES,
     """
     scaled(query, key).softmax(-1) @ value  # All memories are averaged: keep the top_k best scores of each token.
-    kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # The softmax runs over all memories, so the weights that
-        # are kept do not sum to one: take the top_k first.
+    kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # Take the top_k first, so that weights sum to one.
     weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values)
     weigh(query, key, value, top_k, lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
     weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values.softmax(-1))
-    kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # The other memories get the score 0, and exp(0) is 1:
-        # leave them out, or use −inf.
-    kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # The other memories get a score, and real ones may be
-        # lower: leave them out, or give them −inf.
-    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1])).softmax(-1))  # The scores are not scaled:
-        # divide by the root of head_dim.
-    weigh(query, key, value, top_k, lambda s: (s / root(query.shape[-1])).softmax(-1))  # The scores are divided by
-        # head_dim: divide by its root, once.
-    weigh(query, key, value, top_k, lambda s: (s * query.shape[-1]).softmax(-1))  # The scores are multiplied by the
-        # root of head_dim: divide by it.
-    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1])).softmax(-1) / root(query.shape[-1]))  # The
-        # scale comes after the softmax: scale the scores.
-    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1] / value.shape[-1])).softmax(-1))  # The scale is
-        # √value_dim: head_dim, the length of a query, counts.
-    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1] / top_k)).softmax(-1))  # The scale is √top_k:
-        # head_dim, the length of a query, counts.
-    weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1] / len(key))).softmax(-1))  # The scale is
-        # √memories: head_dim, the length of a query, counts.
+    kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # exp(0) is 1: leave the others out, or use −inf.
+    kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # Real scores may be lower than that: use −inf.
+    over(query, key, value, top_k, 1)  # The scores are not scaled: divide by the root of head_dim.
+    over(query, key, value, top_k, query.shape[-1] ** 2)  # The scores are divided by head_dim: divide by its root,
+        # once.
+    over(query, key, value, top_k, 1) / root(query.shape[-1])  # The scale comes after the softmax: scale the scores.
+    over(query, key, value, top_k, value.shape[-1])  # The scale is √value_dim: √head_dim counts.
+    over(query, key, value, top_k, top_k)  # The scale is √top_k: √head_dim counts.
+    over(query, key, value, top_k, len(key))  # The scale is √memories: √head_dim counts.
     weigh(query, key, value, top_k, lambda s: s.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
     weigh(query, key, value, top_k, lambda s: s)  # The scores are used as weights: take their softmax.
     weigh(query, key, value, top_k, lambda s: s / s.sum(-1, keepdim=True))
     weigh(query, key, value, top_k, lambda s: s.exp())  # The weights do not sum to one: use softmax.
-    weigh(query, key, value, top_k, lambda s: s.exp() / s.exp().sum(-1, keepdim=True))  # The exponentials overflow or
-        # round to 0: use softmax.
+    weigh(query, key, value, top_k, lambda s: s.exp() / s.exp().sum(-1, keepdim=True))  # exp overflows: use softmax.
     weigh(query, key, value, top_k, lambda s: s.softmax(-1).flip(-1))  # The best weight must meet the best value.
-    weigh(query, key, value, top_k, lambda s: torch.ones_like(s))  # The best values are added up: weight them by the
-        # softmax of their scores.
-    weigh(query, key, value, top_k, lambda s: torch.ones_like(s) / top_k)  # The best values are averaged equally:
-        # weight them by the softmax of their scores.
+    weigh(query, key, value, top_k, lambda s: torch.ones_like(s))  # All best values count in full: use softmax.
+    weigh(query, key, value, top_k, lambda s: torch.ones_like(s) / top_k)  # All best values count equally: use softmax.
     weigh(query, key, value, top_k)[None]  # An axis of size 1 is left over.
-    weigh(query, key, value, top_k)[:, None]
     weigh(query, key, key, top_k)  # The keys are averaged: average the values.
-    best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # A literal @ gives each token the
-        # memories of every token: give the weights an axis with unsqueeze(-2), or use an einsum.
+    best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # This mixes tokens: unsqueeze(-2) or
+        # einsum.
     best(query, key, top_k)[0].softmax(-1) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
     topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
     kept(-scaled(query, key), top_k).neg().nan_to_num(posinf=-torch.inf).softmax(-1) @ value  # These are the lowest
-        # scores: topk(…, largest=True) is the default.
+        # scores: leave out largest=False.
     only(query, key, value, best(query, key, top_k)[1][0])  # All tokens take the memories of the first one.
     only(query, key, value, slice(top_k))  # These are the first top_k memories: take the best ones.
     only(query, key, value, slice(-top_k, None))  # These are the last top_k memories: take the best ones.
@@ -302,36 +270,27 @@ check_joint = Exercise(
     local + remote  # The parts are added up: their shares must sum to one.
     local  # This is the local part alone: the memory counts too.
     remote  # This is the memory alone: the local part counts too.
-    local + mixed(local, 0 * a, remote, (b - a).sigmoid())  # The local part counts in full: its share is 1 − the share
-        # of remote.
-    remote + mixed(local, (a - b).sigmoid(), remote, 0 * b)  # The memory counts in full: its share is 1 − the share of
-        # local.
-    (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: give them a last axis with
-        # unsqueeze(-1).
+    local + mixed(local, 0 * a, remote, (b - a).sigmoid())  # Local counts in full: its share is 1 − remote's.
+    remote + mixed(local, (a - b).sigmoid(), remote, 0 * b)  # Remote counts in full: its share is 1 − local's.
+    (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: unsqueeze(-1).
     (b - a).sigmoid().unsqueeze(-2) * remote + (a - b).sigmoid().unsqueeze(-2) * local
     joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.
     divided(local, a, remote, b)  # The log-sum-exps are used as weights: take their exponentials.
     mixed(local, a, remote, b)
-    divided(local, a.exp(), remote, b.exp())  # exp(logsumexp) overflows or rounds to 0: use a sigmoid of the
-        # difference.
+    divided(local, a.exp(), remote, b.exp())  # exp overflows or rounds to 0: use a sigmoid of the difference.
     divided(local, a.double().exp(), remote, b.double().exp())
     divided(local, a.exp(), remote, b.exp()).nan_to_num()
     divided(local, (a - torch.maximum(a, b).max()).exp(), remote, (b - torch.maximum(a, b).max()).exp())  # Each token
-        # needs its own maximum: a token far below a common one becomes 0 / 0.
+        # needs its own maximum.
     divided(local, (a - a.max()).exp(), remote, (b - a.max()).exp())
-    divided(local, (a - a).exp(), remote, (b - a).exp())  # exp(b − a) overflows if b lies far above a: use a sigmoid,
-        # or subtract the larger of the two.
-    divided(local, (a - b).exp(), remote, (b - b).exp())  # This overflows if a lies far above b, or if b is −∞: use a
-        # sigmoid, or subtract the larger of the two.
+    divided(local, (a - a).exp(), remote, (b - a).exp())  # exp(b − a) overflows if b is far above a.
+    divided(local, (a - b).exp(), remote, (b - b).exp())  # exp(a − b) overflows if a is far above b.
     mixed(local, a.exp(), remote, b.exp())  # The weights do not sum to one: divide them by their sum.
     mixed(local, (a - torch.maximum(a, b)).exp(), remote, (b - torch.maximum(a, b)).exp())
-    mixed(local, a.softmax(-1), remote, b.softmax(-1))  # The softmax runs over the tokens: it must run over the two
-        # parts.
-    mixed(local, 1 - b.sigmoid(), remote, b.sigmoid())  # This is a gate that ignores the local part: the share is
-        # σ(remote − local), of the log-sum-exps.
-    mixed(local, a.sigmoid(), remote, 1 - a.sigmoid())  # This is a gate that ignores the memory: the share is σ(remote
-        # − local), of the log-sum-exps.
-    mixed(local, a.sigmoid(), remote, b.sigmoid())  # Each share must depend on both log-sum-exps: σ(remote − local).
+    mixed(local, a.softmax(-1), remote, b.softmax(-1))  # The softmax runs over tokens: the two parts compete.
+    mixed(local, 1 - b.sigmoid(), remote, b.sigmoid())  # This share ignores a: the difference b − a counts.
+    mixed(local, a.sigmoid(), remote, 1 - a.sigmoid())  # This share ignores b: the difference b − a counts.
+    mixed(local, a.sigmoid(), remote, b.sigmoid())  # Each share depends on the difference of both.
     divided(local, a.sigmoid(), remote, b.sigmoid())
     mixed(local, 1 - (a + b).sigmoid(), remote, (a + b).sigmoid())  # The log-sum-exps are added: subtract them.
     torch.where((b > a)[..., None], remote, local)  # Only the heavier part is kept: both count.

@@ -87,38 +87,30 @@ check_log_sum_exp = Exercise(
     scores.double().exp().sum(-1).log()
     without(scores, -largest(scores)) - scores.amax(-1)
     without(scores, largest(scores))  # The largest score was subtracted, but never added again.
-    without(scores, scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True): a row far
-        # below a common one vanishes.
-    without(scores, scores.mean(-1, keepdim=True)) + scores.mean(-1)  # Some exponents are above 0 and overflow:
-        # subtract the largest score of the row, nothing else.
+    without(scores, scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True).
+    without(scores, scores.mean(-1, keepdim=True)) + scores.mean(-1)  # Subtract the largest score: here exponents
+        # overflow.
     without(scores, scores.amin(-1, keepdim=True)) + scores.amin(-1)
     without(scores, scores[..., :1]) + scores[..., 0]
     without(scores, scores[..., -1:]) + scores[..., -1]
-    without(scores, scores.abs().amax(-1, keepdim=True)) + scores.abs().amax(-1)  # The largest absolute value was
-        # subtracted, and exp(−1800) rounds to 0: subtract the largest score.
+    without(scores, scores.abs().amax(-1, keepdim=True)) + scores.abs().amax(-1)  # exp(−1800) rounds to 0: leave out
+        # abs().
     without(scores, largest(scores)) - scores.amax(-1)  # The largest score is subtracted again at the end: add it.
     without(scores, largest(scores)) * scores.amax(-1)  # The logarithm of a product is a sum: add the largest score.
     scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
     (scores - largest(scores)).exp().sum(-1)  # The log is missing: take it of this sum, then add the largest score.
-    (scores - largest(scores)).exp().sum(-1) + scores.amax(-1)  # The log is missing: take it of the sum, before you add
-        # the largest score.
+    (scores - largest(scores)).exp().sum(-1) + scores.amax(-1)  # The log is missing: take it before you add.
     log_sum_exp(scores)[..., None]  # The last axis is still there, with size 1: remove it at the end with squeeze(-1).
-    largest(scores) + without(scores, largest(scores))  # The largest scores are a column (keepdim) and the logs a row,
-        # so adding them makes a table: use top.squeeze(-1).
+    largest(scores) + without(scores, largest(scores))  # A column plus a row is a table: use top.squeeze(-1).
     scores.sum(-1)  # This is only the sum of the scores, because log undoes each exp: sum first, then take the log.
-    (scores - largest(scores)).sum(-1) + scores.amax(-1)  # The log undoes each exp: sum the exponentials first, then
-        # take the log.
     scores.amax(-1)  # This is only the largest score: the others count as well.
     log_sum_exp(scores) - math.log(scores.shape[-1])  # This takes the mean of the exponentials: use sum, not mean.
     log_sum_exp(scores.mT if scores.ndim > 1 else scores)  # The sum runs over the wrong axis: use the last one, dim=-1.
     log_sum_exp(scores.movedim(0, -1))
     log_sum_exp(scores.flatten())  # This is one number for all rows: sum over the last axis only.
     scores - log_sum_exp(scores)[..., None]  # This is log_softmax, one number for each score: return the log-sum-exp.
-    scores.softmax(-1)  # This is the softmax, one number for each score: return the log-sum-exp.
     log_sum_exp(scores.clamp(-80, 80))  # Clamping changes the scores: subtract each row's largest score instead.
     without(scores, largest(scores)) / math.log(2) + scores.amax(-1)  # The base is 2: log undoes exp, log2 does not.
-    without(scores, largest(scores)) / math.log(10) + scores.amax(-1)  # The base is 10: log undoes exp, log10 does not.
-    ((scores - largest(scores)).exp().sum(-1) + 1).log() + scores.amax(-1)  # log1p(x) is log(1 + x): use log.
     log_sum_exp(-scores)  # The scores have the wrong sign.
     -log_sum_exp(-scores)  # This is a smooth minimum: do not change the sign of the scores.
     """,
@@ -138,6 +130,7 @@ def _with_empty_parts() -> tuple[Tensor, Tensor]:
     return outputs.masked_fill(empty[..., None], 0.0), logsumexps.masked_fill(empty, -torch.inf)
 
 
+# Merging parts and combining rounds (notebook 07) are one computation: they share cases and mistakes.
 PARTS = [
     *(
         _parts(7, (4, 4, 4)),
@@ -152,61 +145,46 @@ PARTS = [
     tuple(x.double() for x in _parts(14, (2, 3, 4), 1000.0)),
 ]
 
-check_merge = Exercise(
-    "Check ``answer(outputs, logsumexps)``: (parts, tokens, dim) and (parts, tokens) to the merged output "
-    "(tokens, dim).",
-    merge,
-    PARTS,
-    """
+MERGE_MISTAKES = """
     outputs.mean(0)  # All parts count the same here: weight each by the exponential of its log-sum-exp.
     outputs.sum(0)  # The parts are added, not averaged: their weights must sum to one.
     divided(logsumexps, outputs)  # The log-sum-exps themselves are used as weights: take their exponentials first.
     weighted(logsumexps, outputs)
     divided(logsumexps.exp(), outputs)  # exp(logsumexp) overflows or rounds to 0: use torch.softmax over the parts.
     divided(logsumexps.double().exp(), outputs)
-    divided(logsumexps.exp(), outputs).nan_to_num()  # exp(logsumexp) overflows or rounds to 0, and replacing NaN does
-        # not bring the numbers back: use torch.softmax over the parts.
+    divided(logsumexps.exp(), outputs).nan_to_num()  # Replacing NaN brings no number back: use torch.softmax.
     weighted(logsumexps.exp(), outputs)  # The weights do not sum to one: divide the exponentials by their sum.
     weighted((logsumexps - logsumexps.amax(0)).exp(), outputs)
-    divided((logsumexps - logsumexps.max()).exp(), outputs)  # Each token needs its own maximum: a token far below a
-        # common one becomes 0 / 0. Use torch.softmax over the parts.
-    divided((logsumexps - logsumexps.mean(0)).exp(), outputs)  # Subtract the largest log-sum-exp, not the mean: the
-        # exponentials still overflow.
-    weighted(logsumexps.flatten().softmax(0).view_as(logsumexps), outputs)  # The softmax runs over parts and tokens
-        # together: each token needs its own, dim=0.
+    divided((logsumexps - logsumexps.max()).exp(), outputs)  # Each token needs its own maximum: amax(dim=0).
+    divided((logsumexps - logsumexps.mean(0)).exp(), outputs)  # Subtract the largest, not the mean, or exp overflows.
+    weighted(logsumexps.flatten().softmax(0).view_as(logsumexps), outputs)  # The softmax runs over everything: dim=0.
     divided(logsumexps.exp(), outputs, (0, 1))
     weighted(logsumexps.softmax(-1), outputs)  # The softmax runs over the tokens: the parts are axis 0.
     outputs.softmax(0).sum(0)  # This is a softmax of the outputs: take it of the log-sum-exps.
-    (outputs.softmax(0) * outputs).sum(0)
-    weighted((-logsumexps).softmax(0), outputs)  # The sign is wrong: the larger its log-sum-exp, the more a part
-        # counts.
-    outputs.take_along_dim(logsumexps.argmax(0)[None, :, None], 0)[0]  # Only the heaviest part is kept: the others
-        # count as well.
-    weighted(logsumexps.softmax(0), outputs) / len(outputs)  # This averages twice: the weights already sum to one, so
-        # use sum, not mean.
-    weighted(logsumexps.log_softmax(0), outputs)  # These are the logarithms of the weights: use softmax, not
-        # log_softmax.
-    weighted(logsumexps.log_softmax(0).softmax(0).softmax(0), outputs)  # One softmax is enough: a second one makes the
-        # weights more equal.
+    weighted((-logsumexps).softmax(0), outputs)  # The sign is wrong: a larger log-sum-exp means a larger weight.
+    outputs.take_along_dim(logsumexps.argmax(0)[None, :, None], 0)[0]  # Only the heaviest part counts here.
+    weighted(logsumexps.softmax(0), outputs) / len(outputs)  # The weights sum to one already: sum, not mean.
+    weighted(logsumexps.log_softmax(0), outputs)  # These are logarithms of weights: use softmax.
     logsumexps.softmax(0)[..., None] * outputs  # The parts are weighted, but not yet added up: sum over axis 0.
-    weighted(logsumexps.softmax(0), outputs)[None]  # The axis of the parts is still there, with size 1: sum(dim=0)
-        # without keepdim.
+    weighted(logsumexps.softmax(0), outputs)[None]  # The axis of the parts is left over: no keepdim.
     weighted(logsumexps.softmax(0), outputs).sum(-1)  # The sum runs over dim as well: keep that axis.
     weighted(logsumexps.softmax(0), outputs).sum(0)  # The sum runs over the tokens as well: keep that axis.
     (logsumexps.softmax(0)[..., None] * outputs).sum(1)  # The sum runs over the tokens: it must run over the parts.
     (logsumexps.softmax(0) * outputs.movedim(-1, 0)).sum(1)  # The numbers are right, transposed: return (tokens, dim).
-    (logsumexps.softmax(0) * outputs).sum(0)  # The weights meet the wrong axis: give them a last axis,
-        # shares[..., None].
+    (logsumexps.softmax(0) * outputs).sum(0)  # The weights meet the wrong axis: use shares[..., None].
     (logsumexps.softmax(0)[:, None] * outputs).sum(0)
     logsumexps.softmax(0)  # These are the weights of the parts: average the outputs with them.
     outputs[0]  # This is one part alone.
-    outputs[-1]
-    outputs.amax(0)  # The largest entry of each column is taken: average the parts with weights.
     weighted(logsumexps.sigmoid(), outputs)  # A sigmoid looks at one part only: a softmax compares the parts.
     divided(logsumexps.sigmoid(), outputs)
-    weighted((logsumexps / outputs.shape[-1] ** 0.5).softmax(0), outputs)  # A log-sum-exp is scaled already: leave out
-        # the root.
-    """,
+"""
+
+check_merge = Exercise(
+    "Check ``answer(outputs, logsumexps)``: (parts, tokens, dim) and (parts, tokens) to the merged output "
+    "(tokens, dim).",
+    merge,
+    PARTS,
+    MERGE_MISTAKES,
     "Right: any number of parts, empty ones too, and log-sum-exps of ±900.",
 )
 
@@ -225,64 +203,49 @@ check_online_step = Exercise(
     online_step,
     _steps(),
     """
-    step(peak(top, scores), total, scores - peak(top, scores))  # The old total still counts from the old top: multiply
-        # it by exp(top − new_top).
+    step(peak(top, scores), total, scores - peak(top, scores))  # Multiply the old total by exp(top − new_top).
     step(peak(top, scores), total * (peak(top, scores) - top).exp(), scores - peak(top, scores))  # The factor of the
         # old total is upside down: exp(top − new_top) is never above one.
     step(peak(top, scores), total / (top - peak(top, scores)).exp(), scores - peak(top, scores))
     step(peak(top, scores), total * (top - peak(top, scores)), scores - peak(top, scores))  # The factor of the old
         # total needs exp: exp(top − new_top).
     step(peak(top, scores), total + (top - peak(top, scores)).exp(), scores - peak(top, scores))  # The old total must
-        # be multiplied by exp(top − new_top); here the two are added.
+        # be multiplied by exp(top − new_top), not added to it.
     step(peak(top, scores), (top - peak(top, scores)).exp(), scores - peak(top, scores))  # The old total is missing:
-        # multiply it by exp(top − new_top).
+        # multiply exp(top − new_top) by it.
     step(peak(top, scores), total * top.exp() / peak(top, scores).exp(), scores - peak(top, scores))  # exp of a top
         # overflows or rounds to 0: subtract first, exp(top − new_top).
     step(peak(top, scores), total * top.exp() * (-peak(top, scores)).exp(), scores - peak(top, scores))
     torch.stack([peak(top, scores), (total * top.exp() + scores.exp().sum()) / peak(top, scores).exp()])  # exp of a
         # score or a top overflows or rounds to 0: subtract the new top first.
-    step(scores.max(), total * (top - scores.max()).exp(), scores - scores.max())  # The top is that of the new block
-        # alone: an earlier score may be larger.
+    step(scores.max(), total * (top - scores.max()).exp(), scores - scores.max())  # An earlier score may be above this
+        # top.
     step(scores.max(), shrunk(top, total, scores), scores - peak(top, scores))
-    step(scores.max(), total, scores - scores.max())  # This top comes from the new block alone, and the old total still
-        # counts from the old top.
-    step(peak(top, scores), shrunk(top, total, scores), scores - scores.max())  # The new scores count from the top of
-        # their own block: subtract the new top.
-    step(peak(top, scores), total, scores - scores.max())  # Both sums must count from the new top: multiply the old
-        # total by exp(top − new_top), and subtract new_top from the scores.
+    step(peak(top, scores), shrunk(top, total, scores), scores - scores.max())  # Subtract new_top, not scores.max().
+    step(peak(top, scores), total, scores - scores.max())  # Both sums must count from the new top.
     step(peak(top, scores), total, scores - top)
-    step(peak(top, scores), shrunk(top, total, scores), scores - top)  # The new scores count from the old top: subtract
-        # the new one.
+    step(peak(top, scores), shrunk(top, total, scores), scores - top)  # Subtract the new top, not the old one.
     step(peak(top, scores), shrunk(top, total, scores), scores)  # Subtract the new top from the scores before exp.
     step(peak(top, scores), total, scores)  # No top is subtracted: both sums must count from the new top.
-    step(top, shrunk(top, total, scores), scores - peak(top, scores))  # The total is right, but the top returned is the
-        # old one.
+    step(top, shrunk(top, total, scores), scores - peak(top, scores))  # The total is right, the top is the old one.
     step(top, total, scores - top)  # The top does not move: it must become the larger of the old one and the scores.
-    step(peak(top, scores), 0 * total, scores - peak(top, scores))  # The old total is missing: add it, multiplied by
-        # exp(top − new_top).
-    step(peak(top, scores), shrunk(top, total, scores), scores[:0])  # The new scores are missing: add exp(scores −
-        # new_top), summed.
+    step(peak(top, scores), 0 * total, scores - peak(top, scores))  # The old total is missing.
+    step(peak(top, scores), shrunk(top, total, scores), scores[:0])  # The new scores are missing.
     added(top, total, scores, (scores - peak(top, scores)).sum())  # The new scores need exp before the sum.
-    added(top, total, scores, (scores.sum() - peak(top, scores)).exp())  # The sum comes before exp: add up the
-        # exponentials.
+    added(top, total, scores, (scores.sum() - peak(top, scores)).exp())  # Take exp first, then sum.
     added(top, total, scores, (scores - peak(top, scores)).exp().mean())  # Add up the new exponentials: sum, not mean.
     added(top, total, scores, 1.0)  # Only the largest new score is added: all of them count.
     step(peak(top, scores), shrunk(top, total, scores), scores + top - 2 * peak(top, scores))  # The factor exp(top −
         # new_top) belongs to the old total only.
     torch.stack([peak(top, scores), total * online_step(top, torch.ones(()), scores)[1]])  # The old total multiplies
-        # the new exponentials as well: put it before the first term only.
+        # both terms: only the first contains it.
     online_step(top, total, scores).flip(0)  # The order is the other way around: the top first, then the total.
     online_step(top, total, scores)[1]  # This is the total alone: return torch.stack([new_top, new_total]).
     online_step(top, total, scores)[0]  # This is the top alone: return torch.stack([new_top, new_total]).
     online_step(top, total, scores)[0] + online_step(top, total, scores)[1].log()  # This is the log-sum-exp of
         # everything so far: return the top and the total.
-    torch.stack([online_step(top, total, scores)[0], online_step(top, total, scores)[1].log()])  # This is the logarithm
-        # of the total: leave out the log.
     online_step(top, total, scores)[:, None]  # An axis of size 1 is left over: return the shape (2,).
-    online_step(top, total, scores)[None]
-    torch.stack([torch.minimum(top, scores.min()), total])  # The top is the largest score, so take the maximum.
-    torch.stack([peak(top, scores), total])  # The total did not change: multiply it by exp(top − new_top), and add the
-        # new exponentials.
+    torch.stack([peak(top, scores), total])  # The total did not change: the new scores add to it.
     torch.stack([top, total])  # Nothing changed: the new scores play no part.
     """,
     "Right: with a new top, with the old one, and for the first block of all.",
@@ -311,54 +274,38 @@ check_overlapping = Exercise(
     overlapping,
     _overlaps(),
     """
-    multiset(scores, values, seen)  # A key that several parts see counts several times: subtract log N from its score,
-        # N being how many parts see it.
+    multiset(scores, values, seen)  # A key that N parts see counts N times: subtract log N from its score.
     multiset(scores + times(seen).log(), values, seen)  # log N has the wrong sign: subtract it from the score.
-    multiset(scores - times(seen), values, seen)  # N itself is subtracted: subtract log N, which divides the
-        # exponential by N.
-    multiset(scores / times(seen), values, seen)  # The score is divided by N: subtract log N, which divides its
-        # exponential.
+    multiset(scores - times(seen), values, seen)  # This subtracts N: subtract log N, its logarithm.
+    multiset(scores / times(seen), values, seen)  # This divides the score by N: subtract log N from it.
     multiset(scores - times(seen).log2(), values, seen)  # The base is 2: log undoes exp, log2 does not.
     multiset(scores - 2 * times(seen).log(), values, seen)  # log N is subtracted twice.
     overlapping(scores - times(seen).log(), values, seen)
-    multiset(scores, values / times(seen)[:, None], seen)  # The values are divided by N, but their weights are the ones
-        # that count N times: subtract log N from the score.
-    multiset(scores, values, seen) / len(seen)  # The result is divided by the number of parts, but it is the scores of
-        # the keys seen more than once that need log N subtracted.
+    multiset(scores, values / times(seen)[:, None], seen)  # The weights count N times, not the values: subtract log N.
     scores.softmax(0) @ values  # A key that no part sees is counted too: its score must be −∞.
-    scores.masked_fill(seen.any(0), -torch.inf).softmax(0) @ values  # The mask is the wrong way around: this averages
-        # the keys that no part sees.
-    each_part(scores, values, seen).mean(0)  # The parts are averaged equally: weight each by the exponential of its
-        # log-sum-exp, after subtracting log N from the scores.
+    scores.masked_fill(seen.any(0), -torch.inf).softmax(0) @ values  # This averages the keys that nobody sees.
+    each_part(scores, values, seen).mean(0)  # The parts are averaged equally: merge them by log-sum-exp, after
+        # subtracting log N from the scores.
     each_part(scores - times(seen).log(), values, seen).mean(0)
-    each_part(scores, values, seen).sum(0)  # The parts are added, not averaged, and keys seen twice count twice.
-    overlapping(scores, values, seen & (seen.sum(0) == 1))  # Keys that several parts see are thrown away: count them
-        # once.
-    overlapping(scores, values, seen.all(0, keepdim=True))  # Only keys that all parts see are kept: one part is enough,
-        # seen.any(dim=0).
+    overlapping(scores, values, seen & (seen.sum(0) == 1))  # A key that several parts see is lost: count it once.
+    overlapping(scores, values, seen.all(0, keepdim=True))  # One part that sees a key is enough: seen.any(dim=0).
     overlapping(scores, values, seen[:1])  # This is the first part alone.
-    overlapping(scores, values, seen[-1:])  # This is the last part alone.
-    (scores * seen.any(0)).softmax(0) @ values  # The score of a key that no part sees becomes 0, but exp(0) is 1: its
-        # score must be −∞.
+    (scores * seen.any(0)).softmax(0) @ values  # An unseen key gets the score 0, and exp(0) is 1: use −∞.
     scores.masked_fill(~seen.any(0), 0.0).softmax(0) @ values
-    scores.masked_fill(~seen.any(0), -100.0).softmax(0) @ values  # A key that no part sees gets a finite score, and
-        # real scores may be lower: use −∞.
+    scores.masked_fill(~seen.any(0), -100.0).softmax(0) @ values  # Real scores may be lower than this one: use −∞.
     scores.masked_fill(~seen.any(0), -1000.0).softmax(0) @ values
-    (scores.softmax(0) * seen.any(0)) @ values  # Weights are removed after the softmax, so the rest no longer sums to
-        # one: give unseen keys the score −∞ before it.
-    (scores.softmax(0) * seen.any(0)) / (scores.softmax(0) * seen.any(0)).sum() @ values  # If the unseen keys score far
-        # higher, what is left rounds to 0 / 0: hide them before the softmax.
-    (scores.exp() * seen.any(0)) / (scores.exp() * seen.any(0)).sum() @ values  # The exponentials overflow or round to
-        # 0: use softmax, or subtract the largest score of the seen keys first.
+    (scores.softmax(0) * seen.any(0)) @ values  # The weights left do not sum to one: hide before the softmax.
+    (scores.softmax(0) * seen.any(0)) / (scores.softmax(0) * seen.any(0)).sum() @ values  # This can become 0 / 0: hide
+        # unseen keys before the softmax.
+    (scores.exp() * seen.any(0)) / (scores.exp() * seen.any(0)).sum() @ values  # The exponentials overflow: use
+        # softmax.
     (scores.exp() * seen.any(0)) @ values  # The weights do not sum to one: divide by their sum.
-    seen.any(0).float() / seen.any(0).sum() @ values  # All seen keys count the same: weight them by the softmax of
-        # their scores.
+    seen.any(0).float() / seen.any(0).sum() @ values  # All seen keys count equally: use the softmax of scores.
     seen.sum(0) / seen.sum() @ values  # The scores play no part: the weights are the softmax of the scores.
     scores.masked_fill(~seen.any(0), -torch.inf).softmax(0)  # These are the weights: average the values with them.
     each_part(scores, values, seen)  # This is one average for each part: merge them, with each key counted once.
     values[scores.masked_fill(~seen.any(0), -torch.inf).argmax()]  # Only the best key is kept: the others count too.
     overlapping(-scores, values, seen)  # The scores have the wrong sign.
-    overlapping(scores / values.shape[-1] ** 0.5, values, seen)  # The scores are scaled already: leave out the root.
     scores.masked_fill(~seen.any(0), -torch.inf) @ values  # The softmax is missing: scores are not weights.
     """,
     "Right: the softmax over the set of keys, no matter how often each one is seen.",
