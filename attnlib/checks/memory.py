@@ -224,8 +224,8 @@ check_topk_attention = Exercise(
     weigh(query, key, value, top_k, lambda s: torch.ones_like(s) / top_k)  # All best values count equally: use softmax.
     weigh(query, key, value, top_k)[None]  # An axis of size 1 is left over.
     weigh(query, key, key, top_k)  # The keys are averaged: average the values.
-    best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # This mixes tokens: unsqueeze(-2) or
-        # einsum.
+    best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # A literal @ mixes tokens: give the
+        # weights an axis with unsqueeze(-2), or use an einsum.
     best(query, key, top_k)[0].softmax(-1) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
     topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
     kept(-scaled(query, key), top_k).neg().nan_to_num(posinf=-torch.inf).softmax(-1) @ value  # These are the lowest
