@@ -1,6 +1,24 @@
 """Mutants that change nothing on any input that the exercise allows, each with the reason."""
 
 EQUIVALENT = {
+    "check_scaled_weights": {
+        "def scaled_weights(query, key):\n    scores = query @ key.T / query.shape[1] ** 0.5\n"
+        "    return torch.softmax(scores, dim=-1)": "a query has two axes, so 1 is the last",
+        "def scaled_weights(query, key):\n    scores = query @ key.T / key.shape[-1] ** 0.5\n"
+        "    return torch.softmax(scores, dim=-1)": "queries and keys share head_dim",
+        "def scaled_weights(query, key):\n    scores = query @ key.T / query.shape[-1] ** 0.5\n"
+        "    return torch.softmax(scores, dim=1)": "scores have two axes, so 1 is the last",
+    },
+    "check_self_attention": {
+        "def self_attention(x, W_query, W_key, W_value):\n"
+        "    query, key, value = (x @ W_query, x @ W_key, x @ W_value)\n"
+        "    scores = query @ key.T / key.shape[-1] ** 0.5\n"
+        "    return torch.softmax(scores, dim=1) @ value": "scores have two axes, so 1 is the last",
+        "def self_attention(x, W_query, W_key, W_value):\n"
+        "    query, key, value = (x @ W_query, x @ W_key, x @ W_value)\n"
+        "    scores = query @ key.T / key.shape[1] ** 0.5\n"
+        "    return torch.softmax(scores, dim=-1) @ value": "a key has two axes, so 1 is the last",
+    },
     "check_cosine_context": {
         "def cosine_context(tokens):\n    directions = tokens / tokens.norm(dim=1, keepdim=True)\n"
         "    return torch.softmax(directions @ directions.T, dim=-1) @ tokens": "tokens have two axes, so 1 is the last",

@@ -4,7 +4,9 @@ import einops
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from attnlib import SelfAttention_v2
 from attnlib.attend import Attended, attend, merge
 from attnlib.checks import (
     check_combine_rounds,
@@ -15,6 +17,7 @@ from attnlib.checks import (
     check_hash,
     check_head_output,
     check_joint,
+    check_linear,
     check_log_sum_exp,
     check_loops_equation,
     check_matmul_equation,
@@ -24,11 +27,14 @@ from attnlib.checks import (
     check_online_step,
     check_overlapping,
     check_same,
+    check_scaled_weights,
     check_scores,
     check_scores_shape,
+    check_self_attention,
     check_softmax,
     check_sort_and_undo,
     check_topk_attention,
+    check_v2_from_v1,
     check_visible,
     check_weighted_average,
 )
@@ -64,6 +70,37 @@ def cosine_contexts_with_loops(x):
     return torch.stack([row.softmax(0) @ x for row in rows])
 
 
+def weights_with_loops(query, key):
+    rows = [torch.stack([q @ k / len(q) ** 0.5 for k in key]) for q in query]
+    return torch.stack([(row - row.max()).exp() / (row - row.max()).exp().sum() for row in rows])
+
+
+def carried(v1, parameter=lambda weight: nn.Parameter(weight.detach().T.clone())):
+    v2 = SelfAttention_v2(*v1.W_query.shape)
+    for name in ("W_query", "W_key", "W_value"):
+        getattr(v2, name).weight = parameter(getattr(v1, name))
+    return v2
+
+
+def carried_by_state_dict(v1):
+    v2 = SelfAttention_v2(*v1.W_query.shape, qkv_bias=True)
+    state = {f"{name}.weight": weight.T for name, weight in v1.state_dict().items()}
+    v2.load_state_dict(state | {f"{name}.bias": torch.zeros(v1.W_query.shape[1]) for name in v1.state_dict()})
+    return v2
+
+
+def share_one(v1):
+    v2 = carried(v1)
+    v2.W_key.weight = nn.Parameter(v1.W_key.detach().T)
+    return v2
+
+
+def leave_one(v1):
+    v2 = SelfAttention_v2(*v1.W_query.shape)
+    v2.W_query, v2.W_key = carried(v1).W_query, carried(v1).W_key
+    return v2
+
+
 # Notebooks 00 to 04: (check, answer), and (check, answer, words of the verdict).
 RIGHT_00_TO_04 = [
     (check_weighted_average, lambda w, values: (w[:, None] * values).sum(0)),
@@ -89,6 +126,14 @@ RIGHT_00_TO_04 = [
     (check_context_vectors, lambda x: F.scaled_dot_product_attention(x, x, x, scale=1.0)),
     (check_cosine_context, cosine_contexts_with_loops),
     (check_cosine_context, lambda x: F.cosine_similarity(x[:, None], x[None], dim=-1).softmax(-1) @ x),
+    (check_scaled_weights, weights_with_loops),
+    (check_scaled_weights, lambda q, k: F.softmax(torch.einsum("qd,kd->qk", q / q.shape[1] ** 0.5, k), 1)),
+    (check_self_attention, lambda x, q, k, v: F.scaled_dot_product_attention(x @ q, x @ k, x @ v)),
+    (check_self_attention, lambda x, q, k, v: weights_with_loops(x @ q, x @ k) @ x @ v),
+    (check_linear, F.linear),
+    (check_linear, lambda x, weight, bias: torch.einsum("...i,oi->...o", x, weight) + bias),
+    (check_v2_from_v1, carried),
+    (check_v2_from_v1, carried_by_state_dict),
     (check_cosine_context, lambda x: (e := (F.normalize(x) @ F.normalize(x).T).exp()) / e.sum(-1, keepdim=True) @ x),
 ]
 WRONG_00_TO_04 = [
@@ -110,6 +155,16 @@ WRONG_00_TO_04 = [
     (check_context_vectors, lambda x: torch.stack([(q @ x.T).softmax(0) @ x for q in x]), "But for tokens (7, 2, 3)"),
     (check_context_vectors, lambda x: (x @ x.mT).softmax(2) @ x, "Count axes from the end"),
     (check_context_vectors, lambda x: (x @ x.transpose(1, 2)).softmax(-1) @ x, "Count axes from the end"),
+    (check_scaled_weights, lambda q, k: weights_with_loops(q, k)[:1], "should return the shape"),
+    (check_scaled_weights, lambda q, k: (q @ k / q.shape[-1] ** 0.5).softmax(-1), "The transpose is missing"),
+    (check_self_attention, lambda x, q, k, v: F.scaled_dot_product_attention(x @ q, x @ v, x @ k), "Key and value"),
+    (check_linear, lambda x, weight, bias: torch.addmm(bias, x, weight.T), "Right for x (5, 3) and weight (2, 3)"),
+    (check_linear, lambda x, weight, bias: (weight @ x.transpose(0, 1)).T + bias, "But for x (2, 5, 3)"),
+    (check_v2_from_v1, share_one, "shares weights with v1"),
+    (check_v2_from_v1, leave_one, "still drawn at random"),
+    (check_v2_from_v1, lambda v1: SelfAttention_v2(*v1.W_query.shape, qkv_bias=True), "has no bias here"),
+    (check_v2_from_v1, lambda v1: 3, "Return a new SelfAttention_v2"),
+    (check_v2_from_v1, lambda v1: carried(v1, lambda w: nn.Parameter(w.T.clone(), False)), "are frozen"),
     (check_cosine_context, lambda x: (x @ x.T / x.norm() ** 2).softmax(-1) @ x, "All tokens share one length"),
 ]
 
