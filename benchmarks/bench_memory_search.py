@@ -1,12 +1,12 @@
-"""Exact search of attnlib's KVMemory beside faiss.IndexFlatIP and the bare matrix product, on the same data in one run.
+"""Exact search of attnlib's KVMemory compared with faiss.IndexFlatIP and the bare matrix product, on the same data.
 
     python benchmarks/bench_memory_search.py [--rounds 5] [--clock cpu]
 
-512 queries of 64 numbers, the best 32 of 8 K to 1 M keys. Before anything is timed, both must have found the same ids
-in the same order. ``KVMemory.search`` brings back keys and values as well as ids and scores; faiss brings back ids and
-scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block that is used
-again and again. "at once" is ``query @ keys.T``, which has to find room for all scores. Medians of rounds in which all
-take turns; on a busy machine ``--clock cpu`` counts the time of one thread on the processor instead.
+512 queries of 64 numbers look for the best 32 of 8 K to 1 M keys. Before anything is timed, both searches must find the
+same ids in the same order. ``KVMemory.search`` returns keys and values as well as ids and scores; faiss returns ids and
+scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block of memory that is
+reused. "at once" is ``query @ keys.T``, which has to allocate room for all scores. The times are medians of rounds in
+which all take turns; on a busy machine, ``--clock cpu`` counts the processor time of one thread instead.
 """
 
 import argparse

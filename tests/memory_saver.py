@@ -1,7 +1,7 @@
-"""Saves a memory again and again, and is killed in the middle of it. Run by test_memory_storage.py.
+"""Saves a memory over and over, and is killed in the middle of a save. Run by test_memory_storage.py.
 
-A process with one thread forks; the child saves versions 1, 2, 3, … over each other and says when it starts and has
-finished each; the parent kills it at a random moment and looks at what the file holds. Prints what it saw, as JSON.
+A process with one thread forks. The child saves versions 1, 2, 3, … over each other and reports when each save starts
+and ends. The parent kills it at a random moment, checks what the file holds, and prints what it saw as JSON.
 """
 
 import json
@@ -19,14 +19,14 @@ SLOTS, DIM = 500, 64
 
 
 def memory_of(version: int) -> KVMemory:
-    """A memory of about half a megabyte that holds the version everywhere."""
+    """A memory of about half a megabyte, filled with the version number."""
     memory = KVMemory(SLOTS, 2, DIM)
     filled = torch.full((1, 2, SLOTS, DIM), float(version))
     memory.add(filled, -filled)
     return memory
 
 
-def save_for_ever(path: str, pipe: int) -> None:
+def save_forever(path: str, pipe: int) -> None:
     version = 0
     while True:
         version += 1
@@ -37,14 +37,14 @@ def save_for_ever(path: str, pipe: int) -> None:
 
 
 def kill_once(path: str, chance: random.Random) -> tuple[bool, str, bool]:
-    """Whether the kill came in the middle of a save; what the file holds: old, new or neither; whether a part lies
-    beside it."""
+    """Whether the kill came in the middle of a save; what the file holds: old, new or neither; whether a partial file
+    was left beside it."""
     memory_of(0).save(path)
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
         os.close(reading)
-        save_for_ever(path, writing)
+        save_forever(path, writing)
     os.close(writing)
     time.sleep(chance.uniform(0.005, 0.05))
     os.kill(child, signal.SIGKILL)

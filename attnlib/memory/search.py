@@ -121,8 +121,10 @@ def _sorted(scores: Tensor, ids: Tensor) -> Tensor:
 
 
 def _without_nan(scores: Tensor) -> Tensor:
-    """−inf in place of NaN, which would win every comparison; in place."""
-    return scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    """Write −inf in place of NaN, which would win every comparison."""
+    if scores.sum().isnan():
+        scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    return scores
 
 
 def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int, block_size: int | None) -> Tensor:
@@ -178,7 +180,10 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
             some = keys[:, start * group : stop * group].to(query.dtype)
             scores = block[: pairs * some.shape[1] * tokens].view(pairs, -1, tokens)
             torch.bmm(some, columns, out=scores)  # (pairs, keys, tokens)
-            maxima = _without_nan(scores).unflatten(1, (stop - start, group)).amax(2)  # (pairs, groups, tokens)
+            groups_of_keys = scores.unflatten(1, (stop - start, group))
+            maxima = groups_of_keys.amax(2)  # (pairs, groups, tokens)
+            if maxima.sum().isnan():
+                maxima = _without_nan(groups_of_keys).amax(2)
             window[..., start:stop] = maxima.mT.contiguous()
         return window[..., :groups]
 
