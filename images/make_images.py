@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+
+from attnlib.plots import to_svg
 
 FOLDER = Path(__file__).resolve().parent
 INK, PALE, SEEN, HIDDEN = "#1b1f3b", "#f3f5fa", mpl.colormaps["viridis"](0.62), "#dfe3ec"
@@ -28,7 +30,7 @@ INPUTS = np.array(
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     """A white page, opaque so that it reads on light and on dark, with one unit to the inch."""
-    figure = plt.figure(figsize=(width, height), facecolor="white")
+    figure = Figure((width, height), facecolor="white")
     ax = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height))
     ax.axis("off")
@@ -84,7 +86,8 @@ def series_map() -> Figure:
         x, y = 0.3 + 3.3 * (index % 3), 4.75 - 2.2 * (index // 3)
         box(ax, x, y, 3.0, 1.9)
         ax.text(x + 0.15, y + 1.65, f"{index:02d}  {name}", fontsize=11, color=INK, weight="bold", va="center")
-        ax.text(x + 0.15, y + 1.35, question, fontsize=8.5, color=INK, va="top", linespacing=1.4)
+        for line, text in enumerate(question.split("\n")):
+            ax.text(x + 0.15, y + 1.35 - 0.16 * line, text, fontsize=8.5, color=INK, va="top")
         for place, cells in enumerate(grids):
             side = 1.2 / max(cells.shape[1], 9 * len(grids))
             left = x + 2.85 - side * (cells.shape[1] + 9.5 * (len(grids) - 1 - place))
@@ -188,17 +191,14 @@ def wrapper_and_split() -> Figure:
 
 
 IMAGES = {
-    "series_map.svg": series_map,
-    "context_vector.svg": context_vector,
-    "causal_mask.svg": causal_mask,
-    "wrapper_and_split.svg": wrapper_and_split,
+    "series_map": series_map,
+    "context_vector": context_vector,
+    "causal_mask": causal_mask,
+    "wrapper_and_split": wrapper_and_split,
 }
 
 if __name__ == "__main__":
-    mpl.rcParams["svg.hashsalt"] = "attnlib"  # the same file from the same code
     for name, draw in IMAGES.items():
-        draw().savefig(FOLDER / name, metadata={"Date": None})
-        svg = (FOLDER / name).read_text(encoding="utf-8")
-        narrow = svg.replace("<svg ", '<svg style="max-width: 100%; height: auto" ', 1)  # where the page is narrow
-        (FOLDER / name).write_text(narrow, encoding="utf-8", newline="\n")
-        print(f"drew images/{name}")
+        with mpl.style.context("default"):
+            (FOLDER / f"{name}.svg").write_text(to_svg(draw()) + "\n", encoding="utf-8", newline="\n")
+        print(f"drew images/{name}.svg")

@@ -1,96 +1,146 @@
-"""The shared pictures: they show the numbers that they are given, and change nothing else."""
+"""Pictures in a notebook: an <img> with its data and alt text, the same under any matplotlibrc, on any page."""
+
+import html
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
-from attnlib.plots import picture, plot_attention, plot_heads
+import attnlib.plots
+from attnlib.einsum import explain_einsum
+from attnlib.plots import picture, plot_attention, to_svg
+
+TURN = torch.tensor([[1.0, 0.2], [0.1, 1.0]])
+ROW = torch.tensor([0.5, -1.25, 3.0])
+EXAMPLES = {
+    "plot_attention": lambda f: f(torch.eye(2), query_labels=["a", "b"], title="t"),
+    "plot_context": lambda f: f(ROW, ROW.softmax(0), ROW[:2], ROW[1:], labels="abc", title="t"),
+    "plot_curves": lambda f: f([1, 4, 2048], {"a": [1, 20, 3]}, xlabel="n", ylabel="t", log="xy"),
+    "plot_einsum": lambda f: f(explain_einsum("i j, j -> i", (2, 3), (3,)), (1,), step=1),
+    "plot_hash_circle": lambda f: f(TURN, TURN),
+    "plot_hash_round": lambda f: f(TURN, TURN, chunk_size=2),
+    "plot_head_split": lambda f: f(torch.arange(12.0).view(2, 3, 2)),
+    "plot_heads": lambda f: f(torch.rand(3, 2, 2)),
+    "plot_lookup": lambda f: f([torch.eye(2, 3)], titles=["t"], query_labels="ab", key_labels="xyz"),
+    "plot_masks": lambda f: f({"one": torch.eye(3).bool(), "other": torch.ones(3, 2).bool()}),
+    "plot_memory_reads": lambda f: f(torch.tensor([[3, -1]]), torch.rand(1, 2), now=5, capacity=3, labels="abcde"),
+    "plot_parts": lambda f: f(ROW, ROW, [1]),
+    "plot_ring": lambda f: f(3, is_causal=True),
+    "plot_scaling": lambda f: f((2, 8), {"a": [1, 2]}, {"a": [0.7, 0.1]}),
+    "plot_softmax": lambda f: f(ROW, ROW.softmax(0), title="t"),
+    "plot_sorted": lambda f: f(torch.tensor([1, 0, 1]), 2),
+    "plot_staircase": lambda f: f([2, 4, 8], {"a": [1.0, 0.1], "b": [1.0, 1.0]}, chance=0.1),
+}
 
 
-@pytest.fixture(autouse=True)
-def _close():
-    before = dict(mpl.rcParams)
-    yield
-    plt.close("all")
+def draw(name: str) -> str:
+    """The SVG text of an example."""
+    torch.manual_seed(0)
+    drawn = EXAMPLES[name](getattr(attnlib.plots, name))
+    return to_svg((drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn).figure.figure)
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list[dict]:
+    outputs: list[dict] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: outputs.append(data))
+    return outputs
+
+
+def test_there_is_an_example_of_every_plot():
+    assert {name for name in attnlib.plots.__all__ if name.startswith("plot_")} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_picture_depends_neither_on_settings_nor_on_what_was_drawn_before(name):
+    plain, before, figures = draw(name), dict(mpl.rcParams), plt.get_fignums()
+    with mpl.rc_context({"figure.dpi": 200, "font.size": 20, "figure.facecolor": "black", "axes.grid": True}):
+        assert draw(name) == plain
     assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == figures, "nothing is left open for the notebook to show twice"
 
 
-def test_plot_attention_shows_the_weights_and_the_words():
-    weights = torch.tensor([[0.25, 0.75, 0.0], [0.5, 0.125, 0.375]], requires_grad=True)
-    ax = plot_attention(weights, query_labels=["a", "b"], key_labels=["x", "y", "z"], title="Weights")
-    (image,) = ax.images
-    assert np.allclose(image.get_array(), weights.detach())
-    assert image.get_clim() == (0.0, 1.0)
-    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("Keys", "Queries", "Weights")
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["x", "y", "z"]
-    assert [text.get_text() for text in ax.texts] == ["0.25", "0.75", "0.00", "0.50", "0.12", "0.38"]
-    assert ax.figure.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_picture_is_a_white_page_with_everything_on_it(name):
+    root = ET.fromstring(draw(name))
+    width, height = float(root.get("width")), float(root.get("height"))
+    first, *_ = root.iterfind("{*}path")
+    assert first.get("fill") == "#ffffff"
+    assert set(re.findall(r"[\d.]+", first.get("d"))) == {"0.0", f"{width:.1f}", f"{height:.1f}"}
+    texts = list(root.iterfind("{*}text"))
+    assert texts
+    for text in texts:
+        assert 0 <= float(text.get("x")) <= width, text.text
+        assert 0 <= float(text.get("y")) <= height, text.text
+        assert float(text.get("font-size")) >= 9, f"{text.text!r} is too small to read"
 
 
-def test_plot_attention_draws_on_given_axes_and_labels_keys_as_queries():
-    _, ax = plt.subplots()
-    assert plot_attention(torch.eye(2), query_labels=["a", "b"], ax=ax) is ax
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
-    assert not plot_attention(torch.rand(9, 30)).texts
-    unlike = plot_attention(torch.rand(2, 3), query_labels=["a", "b"])
-    assert "a" not in [label.get_text() for label in unlike.get_xticklabels()]
-
-
-def test_plot_heads_draws_one_matrix_per_head_on_one_scale():
-    axes = plot_heads(torch.rand(3, 5, 5), labels="abcde")
-    assert [ax.get_title() for ax in axes] == ["Head 0", "Head 1", "Head 2"]
-    assert all(ax.images[0].get_clim() == (0.0, 1.0) for ax in axes)
-    assert axes[0].get_ylabel() == "Queries"
-
-
-def test_plot_heads_shows_each_head_its_words_and_its_title():
-    weights = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
-    axes = plot_heads(weights, labels="ab", titles=["p", "q", "r"])
-    for ax, matrix, title in zip(axes, weights, "pqr", strict=True):
-        assert np.allclose(ax.images[0].get_array(), matrix)
-        assert ax.get_title() == title
-        assert ax.get_xlabel() == "Keys"
-        assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b"]
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a", "b"]
-    assert len(axes[0].figure.axes) == 4  # and one bar of colours
-
-
-def test_numbers_can_be_read_on_their_colour_and_are_left_out_where_there_are_many():
-    ax = plot_attention(torch.tensor([[0.0, 0.5, 0.7, 1.0]]))
-    for text, number in zip(ax.texts, (0.0, 0.5, 0.7, 1.0), strict=True):
-        page, ink = (np.dot(mpl.colors.to_rgb(c), [0.2, 0.7, 0.1]) for c in (plt.cm.viridis(number), text.get_color()))
-        assert abs(page - ink) > 0.35
-    assert len(ax.figure.axes) == 2  # a bar says what the colours mean
-    assert plot_attention(torch.rand(12, 8)).texts
-    assert not plot_attention(torch.rand(13, 8)).texts
-    assert not plot_attention(torch.rand(12, 9)).texts
-
-
-def test_errors():
-    with pytest.raises(ValueError, match=r"weights must have shape \(q_tokens, kv_tokens\); got \(2, 3, 4\)"):
-        plot_attention(torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match=r"weights must have shape \(heads, q_tokens, kv_tokens\); got \(3, 4\)"):
-        plot_heads(torch.zeros(3, 4))
-    with pytest.raises(ValueError, match="labels must hold a word for each query, 3 of them; got 2"):
-        plot_attention(torch.zeros(3, 5), query_labels=["a", "b"])
-    with pytest.raises(ValueError, match="labels must hold a word for each key, 5 of them; got 6"):
-        plot_attention(torch.zeros(3, 5), key_labels=list("abcdef"))
-    with pytest.raises(ValueError, match="labels must hold a word for each key, 5 of them; got 3"):
-        plot_heads(torch.zeros(2, 3, 5), labels=["a", "b", "c"])
-
-
-def test_picture_shows_with_alt_text_and_closes(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda figure, metadata: shown.append((figure, metadata)))
-    for drawn in (plot_attention(torch.eye(2)), plot_heads(torch.rand(2, 3, 3)), plt.figure()):
-        picture(drawn, alt="what it shows")
-    picture("images/causal_mask.svg", alt="a mask")
-    assert [metadata for _, metadata in shown] == [{"image/png": {"alt": "what it shows"}}] * 3 + [
-        {"image/svg+xml": {"alt": "a mask"}}
-    ]
-    assert all(isinstance(figure, Figure) for figure, _ in shown[:3])
+def test_picture_shows_an_image_with_its_data_its_alt_text_and_no_more_than_the_cells_width(shown):
+    for drawn in (plot_attention(torch.eye(2)), attnlib.plots.plot_heads(torch.rand(2, 3, 3)), plt.figure()):
+        picture(drawn, alt='what "it" shows')
+    picture("causal_mask", alt='what "it" shows')
+    for data in shown:
+        assert data["text/plain"] == 'Picture: what "it" shows'
+        alt, style, source = re.fullmatch(r'<img alt="(.*?)" style="(.*?)" src="(.*?)">', data["text/html"]).groups()
+        assert (html.unescape(alt), style) == ('what "it" shows', "max-width:100%")
+        assert ET.fromstring(unquote(source.removeprefix("data:image/svg+xml,"))).tag.endswith("svg")
     assert not plt.get_fignums()
+
+
+def test_picture_refuses_an_empty_alt_text_and_an_unknown_image():
+    with pytest.raises(ValueError, match="alt must describe the picture in a sentence; got an empty one"):
+        picture(plot_attention(torch.eye(2)), alt=" ")
+    with pytest.raises(ValueError, match="there is no image 'mask'; choose from causal_mask, context_vector"):
+        picture("mask", alt="a mask")
+
+
+def test_a_changed_number_changes_the_picture():
+    weights = torch.full((9, 9), 0.5)
+    before = to_svg(plot_attention(weights).figure)
+    weights[3, 4] = 0.4
+    assert to_svg(plot_attention(weights).figure) != before
+
+
+def test_figures_of_a_readers_own_are_drawn_too():
+    figure, (ax, other) = plt.subplots(1, 2)
+    ax.plot([0, 10], [0, 10], "--o", label="$x^2$ & < >")
+    ax.set(xlim=(0, 5), title="two\nlines")
+    ax.legend()
+    other.imshow(np.eye(3))
+    other.fill_between([0, 1], [1, 2], alpha=0.4)
+    root = ET.fromstring(to_svg(figure))
+    assert {"two", "lines"} <= {text.text for text in root.iterfind("{*}text")}
+    assert len(root.findall("{*}image")) == 1
+    assert root.findall("{*}clipPath"), "the line leaves its axes"
+    assert any(path.get("fill-opacity") == "0.40" for path in root.iterfind("{*}path"))
+    plt.close(figure)
+
+
+def test_the_images_are_found_from_a_checkout_and_from_an_installed_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attnlib.plots._base.read_image("series_map").startswith("<svg")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "other.svg").write_text("<svg/>")
+    monkeypatch.setattr("attnlib.plots._base.IMAGES", (tmp_path / "images", tmp_path / "nowhere"))
+    assert attnlib.plots._base.read_image("other") == "<svg/>"
+
+
+def test_without_matplotlib_the_import_names_the_extra():
+    code = (
+        "import sys, importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == 'matplotlib' else f(n)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; import attnlib.plots"],
+        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1],
+    )  # fmt: skip
+    assert done.stderr.splitlines()[-1] == (
+        'ImportError: attnlib.plots draws with matplotlib; install it with: pip install "attnlib[plots]"'
+    )

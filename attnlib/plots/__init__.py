@@ -1,14 +1,18 @@
-"""The pictures of the series. Each function draws on axes, returns them, and changes nothing else."""
+"""The pictures of the series. Each function draws on axes and returns them; ``picture`` shows them in a notebook."""
 
-from attnlib.plots._base import picture, plot_attention, plot_heads
-from attnlib.plots.causal import plot_masks
-from attnlib.plots.context_vectors import plot_context
+from importlib.util import find_spec
+
+if find_spec("matplotlib") is None:
+    raise ImportError('attnlib.plots draws with matplotlib; install it with: pip install "attnlib[plots]"')
+
+from attnlib.plots._base import picture
+from attnlib.plots._svg import to_svg
+from attnlib.plots.bars import plot_context, plot_parts, plot_softmax
+from attnlib.plots.curves import plot_curves, plot_scaling, plot_staircase
 from attnlib.plots.einsum import plot_einsum
-from attnlib.plots.lsh import plot_curves, plot_hash_circle, plot_hash_round, plot_sorted
-from attnlib.plots.memory import plot_memory_reads, plot_staircase
-from attnlib.plots.merging import plot_parts, plot_ring
-from attnlib.plots.multi_head import plot_head_split
-from attnlib.plots.self_attention import plot_lookup, plot_scaling, plot_softmax
+from attnlib.plots.lsh import plot_hash_circle, plot_hash_round, plot_sorted
+from attnlib.plots.matrices import plot_attention, plot_head_split, plot_heads, plot_lookup, plot_masks, plot_ring
+from attnlib.plots.memory import plot_memory_reads
 
 __all__ = [
     "picture",
@@ -29,4 +33,5 @@ __all__ = [
     "plot_softmax",
     "plot_sorted",
     "plot_staircase",
+    "to_svg",
 ]

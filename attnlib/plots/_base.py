@@ -1,117 +1,95 @@
-"""What every picture shares: its page, its alt text, and the attention matrix."""
+"""What every picture shares: its page, its colours, and the way it is shown in a notebook."""
 
+import sys
 from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from attnlib.plots._svg import to_svg
 
-def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """The axes to draw on: those given, or new ones on a white figure of that size in inches."""
-    if ax is not None:
-        return ax
-    _, ax = plt.subplots(figsize=(width, height), facecolor="white", layout="constrained")
-    return ax
+PACKAGE = Path(__file__).resolve().parents[1]
+IMAGES = (PACKAGE / "images", PACKAGE.parent / "images")  # as installed, and in a checkout
 
 
 def picture(drawn: Axes | Figure | np.ndarray | str, *, alt: str) -> None:
-    """Show a picture in the notebook with a text for those who cannot see it; a figure is closed.
+    """Show a picture in the notebook, with its alt text, no wider than the cell.
+
+    It is an HTML ``<img>`` that holds its own data, so it is drawn before the notebook is trusted, and screen readers
+    read it out.
 
     Args:
-        drawn: a figure, axes of it, or an array of axes, as the functions of this package return them; or the path of
-            an .svg file, such as ``"../images/series_map.svg"``.
-        alt: what the picture shows, in a sentence.
+        drawn: axes, an array of axes or a figure, as the functions of this package return them; or the name of one of
+            the series' own images, such as ``"series_map"``.
+        alt: what the picture shows, in a sentence, for readers who cannot see it.
     """
-    from IPython.display import SVG, display  # only notebooks show pictures
+    from IPython.display import display  # only notebooks show pictures
 
+    if not alt.strip():
+        raise ValueError("alt must describe the picture in a sentence; got an empty one")
     if isinstance(drawn, str):
-        # Not a Markdown image: a server opened on notebooks/ cannot reach the folder beside it, the kernel can.
-        display(SVG(filename=drawn), metadata={"image/svg+xml": {"alt": alt}})
-        return
-    first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
-    figure = first.figure.figure  # of axes in a part of a page, too, the whole page
-    display(figure, metadata={"image/png": {"alt": alt}})
-    plt.close(figure)
+        svg = read_image(drawn)
+    else:
+        first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
+        figure = first if isinstance(first, Figure) else first.figure.figure  # also from axes in a part of a page
+        svg = to_svg(figure)
+        if "matplotlib.pyplot" in sys.modules:  # else the notebook would show pyplot's figures a second time
+            sys.modules["matplotlib.pyplot"].close(figure)
+    source = f"data:image/svg+xml,{quote(svg, safe=' /:;=,.-()')}"
+    html = f'<img alt="{escape(alt)}" style="max-width:100%" src="{source}">'
+    display({"text/html": html, "text/plain": f"Picture: {alt}"}, raw=True)
+
+
+def read_image(name: str) -> str:
+    """The SVG text of one of the series' own images, found next to the package, whatever the working directory is."""
+    files = {file.stem: file for folder in IMAGES for file in folder.glob("*.svg")}
+    if name not in files:
+        raise ValueError(f"there is no image {name!r}; choose from {', '.join(sorted(files))}")
+    return files[name].read_text(encoding="utf-8")
+
+
+def page(width: float, height: float, columns: int = 1, **options: Any) -> np.ndarray:
+    """Axes side by side on a new white page of that size in inches. No pyplot: nothing is registered or left open."""
+    figure = Figure((width, height), facecolor="white", layout="constrained")
+    return figure.subplots(1, columns, squeeze=False, **options)[0]
+
+
+def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """The given axes, or those of a new page."""
+    return page(width, height)[0] if ax is None else ax
 
 
 def as_array(values: Tensor | np.ndarray | Sequence) -> np.ndarray:
-    """Numbers for matplotlib, from a tensor on any device, of any dtype."""
+    """Numbers for matplotlib, from a tensor on any device and of any dtype."""
     return values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
 
 
-def plot_attention(
-    weights: Tensor,
-    *,
-    query_labels: Sequence[str] | None = None,
-    key_labels: Sequence[str] | None = None,
-    title: str | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw an attention matrix: a row for each query, a column for each key, colours from 0 to 1.
-
-    Args:
-        weights: (q_tokens, kv_tokens). Up to eight columns, the numbers are written into the cells.
-        query_labels: a word for each query.
-        key_labels: a word for each key; the same as ``query_labels`` where it is left out and the matrix is square.
-        title: a line above the picture.
-        ax: axes to draw on.
-    """
-    array = as_array(weights)
-    if array.ndim != 2:
-        raise ValueError(f"weights must have shape (q_tokens, kv_tokens); got {array.shape}")
-    rows, columns = array.shape
-    if key_labels is None and rows == columns:
-        key_labels = query_labels
-    ax = new_axes(ax, max(3.2, 0.62 * columns + 1.8), max(2.4, 0.5 * rows + 1.2))
-    image = ax.imshow(array, vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
-    ax.set(xlabel="Keys", ylabel="Queries", title=title)
-    _label(ax, array.shape, query_labels, key_labels)
-    if columns <= 8 and rows <= 12:
-        for row, column in np.ndindex(rows, columns):
-            colour = "black" if array[row, column] > 0.6 else "white"
-            ax.text(column, row, f"{array[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    ax.figure.colorbar(image, ax=ax, label="Weight")
-    return ax
+def as_rows(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
+    """Several rows of the same length."""
+    rows = [as_array(row) for row in values]
+    if rows[0].ndim != 1 or any(row.shape != rows[0].shape for row in rows):
+        raise ValueError(f"{names} must have shape {shape}; got {' and '.join(str(row.shape) for row in rows)}")
+    return rows
 
 
-def plot_heads(
-    weights: Tensor, *, labels: Sequence[str] | None = None, titles: Sequence[str] | None = None
-) -> np.ndarray:
-    """Draw one attention matrix per head, side by side.
-
-    Args:
-        weights: (heads, q_tokens, kv_tokens).
-        labels: a word for each token.
-        titles: a line above each head; "Head 0", "Head 1" … where it is left out.
-    """
-    array = as_array(weights)
-    if array.ndim != 3:
-        raise ValueError(f"weights must have shape (heads, q_tokens, kv_tokens); got {array.shape}")
-    heads, rows, columns = array.shape
-    width = max(2.4, 0.28 * columns + 1.2)
-    figure, axes = plt.subplots(
-        1, heads, figsize=(width * heads + 0.8, max(2.6, 0.28 * rows + 1.4)),
-        squeeze=False, sharey=True, facecolor="white", layout="constrained",
-    )  # fmt: skip
-    for head, ax in enumerate(axes[0]):
-        image = ax.imshow(array[head], vmin=0.0, vmax=1.0, cmap="viridis", aspect="auto")
-        ax.set(xlabel="Keys", title=titles[head] if titles else f"Head {head}")
-        _label(ax, (rows, columns), labels, labels)
-    axes[0, 0].set_ylabel("Queries")
-    figure.colorbar(image, ax=axes[0], label="Weight")
-    return axes[0]
+def palette(count: int) -> np.ndarray:
+    """This many colours of viridis that stand out on a white page."""
+    return colormaps["viridis"](np.linspace(0.05, 0.92 if count > 2 else 0.7, max(count, 1)))
 
 
-def _label(
-    ax: Axes, shape: tuple[int, ...], query_labels: Sequence[str] | None, key_labels: Sequence[str] | None
-) -> None:
-    for name, labels, size in (("query", query_labels, shape[0]), ("key", key_labels, shape[1])):
-        if labels is not None and len(labels) != size:
-            raise ValueError(f"labels must hold a word for each {name}, {size} of them; got {len(labels)}")
-    if query_labels is not None:
-        ax.set_yticks(range(len(query_labels)), query_labels)
-    if key_labels is not None:
-        ax.set_xticks(range(len(key_labels)), key_labels, rotation=45, ha="right", rotation_mode="anchor")
+def ink(colour) -> str:
+    """Black or white, whichever can be read on this colour."""
+    return "black" if np.dot(to_rgb(colour), [0.3, 0.59, 0.11]) > 0.5 else "white"
+
+
+def hide_box(ax: Axes) -> None:
+    """Leave only the two lines that carry the scales."""
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,9 +1,10 @@
-"""The picture of notebook 05: the tensors of an einsum, and the products that fill one cell of its output."""
+"""An einsum: its tensors, and the products that fill one cell of its output."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib import colormaps, style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch import Tensor
 from attnlib._validate import check_count
 from attnlib.einsum import EinsumExplanation
 
-DONE, NOW, FILLED = plt.get_cmap("viridis")([0.75, 0.99, 0.3])
+DONE, NOW, FILLED = colormaps["viridis"]([0.75, 0.99, 0.3])
 UNTOUCHED, EMPTY = "0.93", "white"
 GAP = 0.7  # between copies, in cells
 MAX_ENTRIES = 400
 
 
+@style.context("default")
 def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int | None = None) -> np.ndarray:
     """Draw the operands and the output of an einsum, and one step of the sum that fills a cell of the output.
 
@@ -26,7 +28,7 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     Args:
         explanation: tensors of at most four axes and 400 entries each.
         cell: an index for each axis of the output. Cells after it, in the order of the loops, are still empty.
-        step: which product, from 0; the last one where it is left out or goes beyond it.
+        step: which product, from 0; the last one if omitted or too large.
 
     Returns:
         One axes for each operand, and one for the output.
@@ -45,10 +47,9 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     so_far = sum(product.value for product in done)
     sizes = [np.array(_place(tuple(size - 1 for size in tensor.shape), tensor.shape)) + 1 for tensor in tensors]
     widths, heights = (np.array(extents) for extents in zip(*sizes))
-    figure, axes = plt.subplots(
-        1, len(tensors), figsize=(0.55 * widths.sum() + 0.8 * len(tensors), 0.45 * heights.max() + 1.5),
-        squeeze=False, width_ratios=widths.tolist(), facecolor="white", layout=ConstrainedLayoutEngine(h_pad=0.1),
-    )  # fmt: skip
+    size = (0.55 * widths.sum() + 0.8 * len(tensors), 0.45 * heights.max() + 1.6)
+    figure = Figure(size, facecolor="white", layout=ConstrainedLayoutEngine(h_pad=0.1))
+    axes = figure.subplots(1, len(tensors), squeeze=False, width_ratios=widths.tolist())
     names = [*zip(explanation.tensors, explanation.inputs), ("output", explanation.free)]
     for operand, ax in enumerate(axes[0, :-1]):
         colours = {product.indices[operand]: DONE for product in done[:-1]} | {done[-1].indices[operand]: NOW}
@@ -61,7 +62,8 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     now = f"{done[-1].text.replace('*', '×')} = {' × '.join(factors)}"
     if len(factors) > 1:
         now += f" = {done[-1].value:.4g}"
-    figure.suptitle(f"Step {len(done)} of {len(trace)}: {now}\n{trace.cell} so far: {so_far:.4g}", fontsize=10)
+    figure.suptitle(f"Step {len(done)} of {len(trace)}: {now}", fontsize=10)
+    figure.supxlabel(f"{trace.cell} so far: {so_far:.4g}", fontsize=10)
     return axes[0]
 
 

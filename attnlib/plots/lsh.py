@@ -1,18 +1,20 @@
-"""Pictures of notebook 07: vectors in their buckets, the sorted row and its chunks, who sees whom, curves."""
+"""Hashing: vectors in their buckets, the sorted row and its chunks, who sees whom."""
 
-from collections.abc import Mapping, Sequence
-
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from attnlib._validate import check_count
 from attnlib.lsh import hash_buckets, lsh_attention
-from attnlib.plots._base import as_array, new_axes, plot_attention
+from attnlib.plots._base import as_array, ink, new_axes, palette
+from attnlib.plots.matrices import plot_attention
 
 
+@style.context("default")
 def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True, ax: Axes | None = None) -> Axes:
     """Draw vectors of two numbers, coloured by bucket, and the directions that the buckets belong to.
 
@@ -32,7 +34,7 @@ def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True
     reach = float(np.linalg.norm(points, axis=1).max(initial=0.0)) or 1.0
     longest = max(float(np.linalg.norm(arrows, axis=1).max(initial=0.0)), 1e-12)
     arrows = 0.7 * reach / longest * np.concatenate([arrows, -arrows])
-    colours = _colours(len(arrows))
+    colours = palette(len(arrows))
     for number, (arrow, colour) in enumerate(zip(arrows, colours)):
         ax.annotate("", xy=arrow, xytext=(0, 0), arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2})
         aside = 0.12 * reach * np.array([-arrow[1], arrow[0]]) / max(float(np.linalg.norm(arrow)), 1e-12)
@@ -47,30 +49,33 @@ def plot_hash_circle(vectors: Tensor, directions: Tensor, *, labels: bool = True
     return ax
 
 
-def plot_sorted(buckets: Tensor, chunk_size: int, *, num_buckets: int | None = None, ax: Axes | None = None) -> Axes:
-    """Draw tokens in reading order and in sorted order, coloured by bucket, with the borders of the chunks.
+@style.context("default")
+def plot_sorted(
+    buckets: Tensor, chunk_size: int | None = None, *, num_buckets: int | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw tokens in reading order and in sorted order, coloured by bucket.
 
     Args:
         buckets: integers (tokens,). Each cell shows the position of its token.
-        chunk_size: a thick line stands after this many sorted tokens.
-        num_buckets: how many colours there are; as many as needed where it is left out.
+        chunk_size: draw a thick line after every so many sorted tokens. Default: none.
+        num_buckets: how many colours there are. Default: as many as needed.
         ax: axes to draw on.
     """
     row = as_array(buckets).astype(int)
     if row.ndim != 1:
         raise ValueError(f"buckets must have shape (tokens,); got {row.shape}")
-    check_count("chunk_size", chunk_size)
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size)
     tokens = len(row)
     order = np.argsort(row, kind="stable")
-    colours = _colours(num_buckets or int(row.max(initial=0)) + 1)
+    colours = palette(num_buckets or int(row.max(initial=0)) + 1)
     ax = new_axes(ax, max(3.6, 0.42 * tokens + 1.2), 1.5)
     for y, numbers in ((1.3, np.arange(tokens)), (0.0, order)):
         for x, token in enumerate(numbers):
             colour = colours[row[token]]
-            ax.add_patch(plt.Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white"))
-            ink = "black" if colour[:3] @ [0.3, 0.6, 0.1] > 0.5 else "white"
-            ax.text(x + 0.5, y + 0.5, str(token), ha="center", va="center", fontsize=9, color=ink)
-    for border in range(0, tokens + chunk_size, chunk_size):
+            ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white"))
+            ax.text(x + 0.5, y + 0.5, str(token), ha="center", va="center", fontsize=9, color=ink(colour[:3]))
+    for border in range(0, tokens + chunk_size, chunk_size) if chunk_size else ():
         ax.plot([min(border, tokens)] * 2, [-0.15, 1.15], color="black", linewidth=3, solid_capstyle="butt")
     ax.set(xlim=(-0.1, tokens + 0.1), ylim=(-0.2, 2.4), xticks=[])
     ax.set_yticks([1.8, 0.5], ["As read", "Sorted"])
@@ -79,8 +84,11 @@ def plot_sorted(buckets: Tensor, chunk_size: int, *, num_buckets: int | None = N
     return ax
 
 
+@style.context("default")
 def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> np.ndarray:
-    """Draw one round on vectors of two numbers: buckets, sorted order, and the causal attention that comes of it.
+    """Draw one round on vectors of two numbers: buckets, sorted order, and the causal attention it leads to.
+
+    No chunk has a border here: in the causal rule a token looks back over ``chunk_size`` places, wherever it stands.
 
     Args:
         vectors: (tokens, 2), queries and keys at once.
@@ -95,51 +103,9 @@ def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> 
     # Values that make the output the weights.
     eye = torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)[None, None]
     weights = lsh_attention(batch, eye, rotations, chunk_size=chunk_size, is_causal=True)[0, 0]
-    figure = plt.figure(figsize=(9.0, 5.2), facecolor="white", layout="constrained")
-    axes = figure.subplot_mosaic([["circle", "matrix"], ["row", "row"]], height_ratios=[3, 1])
-    plot_hash_circle(vectors, directions, ax=axes["circle"])
-    plot_sorted(buckets, chunk_size, num_buckets=2 * directions.shape[1], ax=axes["row"])
-    plot_attention(weights, title="Who sees whom", ax=axes["matrix"])
-    return np.array([axes["circle"], axes["row"], axes["matrix"]])
-
-
-def plot_curves(
-    x: Sequence,
-    curves: Mapping[str, Sequence],
-    *,
-    xlabel: str,
-    ylabel: str,
-    log: str = "",
-    ax: Axes | None = None,
-) -> Axes:
-    """Draw several curves over the same x, each with its own colour and marker.
-
-    Args:
-        x: where every curve was measured.
-        curves: a label for each curve, and its values; NaN where it was not measured.
-        xlabel: what x is.
-        ylabel: what the values are.
-        log: the axes with a logarithmic scale: "", "x", "y" or "xy".
-        ax: axes to draw on.
-    """
-    if log not in ("", "x", "y", "xy"):
-        raise ValueError(f'log must be "", "x", "y" or "xy"; got {log!r}')
-    ax = new_axes(ax, 5.0, 3.2)
-    for (label, values), colour, marker in zip(curves.items(), _colours(len(curves)), "os^DvPX" * len(curves)):
-        ax.plot(x, as_array(values), marker=marker, color=colour, label=label)
-    if "x" in log:
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(x, [f"{number // 1024}K" if number % 1024 == 0 and number else str(number) for number in x])
-    if "y" in log:
-        ax.set_yscale("log")
-    elif ax.dataLim.ymin >= 0:
-        ax.set_ylim(bottom=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=8, frameon=False)
-    return ax
-
-
-def _colours(count: int) -> np.ndarray:
-    """So many colours of viridis, light enough at one end and dark enough at the other for a white page."""
-    return plt.get_cmap("viridis")(np.linspace(0.05, 0.92 if count > 2 else 0.7, max(count, 1)))
+    upper, lower = Figure((9.0, 5.4), facecolor="white", layout="constrained").subfigures(2, 1, height_ratios=[3, 1])
+    (circle, matrix), row = upper.subplots(1, 2), lower.subplots()
+    plot_hash_circle(vectors, directions, ax=circle)
+    plot_sorted(buckets, num_buckets=2 * directions.shape[1], ax=row)
+    plot_attention(weights, title="Who sees whom", ax=matrix)
+    return np.array([circle, row, matrix])

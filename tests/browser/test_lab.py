@@ -1,4 +1,4 @@
-"""Each notebook in a real JupyterLab and a real browser: it opens, runs, draws, slides, and hides its solutions."""
+"""Notebooks in a real JupyterLab and a real browser: a fresh clone shows its pictures, runs, slides, hides solutions."""
 
 import json
 import os
@@ -20,7 +20,8 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TOKEN = "attnlib"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-MINUTES = 4 * 60 * 1000  # a notebook's longest wait, in milliseconds: the last ones train small models
+RUN = ("00", "01", "03")  # the short ones; nbval runs every cell of every notebook
+MINUTES = 4 * 60 * 1000  # a notebook's longest wait, in milliseconds
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # draw every cell, also those off the screen
     "apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false", "doNotDisturbMode": True},
@@ -31,19 +32,17 @@ if CHROMIUM is None and not os.environ.get("ATTNLIB_NO_SKIPS"):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory) -> Iterator[str]:
-    """The address of a JupyterLab, opened on a copy of the notebooks as `jupyter lab notebooks` opens it."""
+def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """The address of a JupyterLab that opens a copy of the notebooks which nobody on this machine has trusted yet."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns("__pycache__", ".ipynb*"))
-    shutil.copytree(ROOT / "images", folder / "images")
     for name, setting in SETTINGS.items():
-        file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(setting))
+        settings_file(folder, name).write_text(json.dumps(setting))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "PYTHONPATH": str(ROOT)}
+    environment["JUPYTER_DATA_DIR"] = str(folder / "data")  # no signatures of notebooks that were trusted before
     command = [sys.executable, "-m", "jupyter", "lab", "notebooks", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
     command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -53,7 +52,7 @@ def lab(tmp_path_factory) -> Iterator[str]:
         address = f"http://127.0.0.1:{port}"
         try:
             wait_until(lambda: answers(f"{address}/api/status?token={TOKEN}"), 60, "JupyterLab did not start")
-            yield address
+            yield address, folder
         finally:
             server.terminate()
             server.wait(timeout=30)
@@ -91,52 +90,101 @@ def kernel_is_idle(lab: str, name: str) -> bool:
     return bool(kernels) and kernels[0]["execution_state"] == "idle" and kernels[0]["connections"] > 0
 
 
+def settings_file(folder: Path, name: str) -> Path:
+    file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+@pytest.fixture
+def opened(lab, browser, request):
+    """Opens a notebook under a theme, waits for its kernel, and gives the page; closes both in the end."""
+    address, folder = lab
+
+    def open_notebook(path: Path, theme: str):
+        settings_file(folder, "apputils-extension/themes").write_text(json.dumps({"theme": f"JupyterLab {theme}"}))
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        request.addfinalizer(page.close)
+        page.set_default_timeout(60_000)
+        page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
+        page.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {theme}']", state="attached")
+        return page
+
+    yield open_notebook
+    for session in answers(f"{address}/api/sessions?token={TOKEN}") or []:  # the next notebook needs the memory
+        stop = urllib.request.Request(f"{address}/api/sessions/{session['id']}?token={TOKEN}", method="DELETE")
+        urllib.request.urlopen(stop, timeout=30).close()
+
+
+def code_cells(path: Path) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def tagged(cells: list, tag: str) -> list:
+    return [cell for cell in cells if tag in cell.metadata.get("tags", [])]
+
+
+def check_pictures(page, wanted: int) -> None:
+    """Every picture is drawn, has alt text, and fits its cell, in a wide and in a narrow window."""
+    look = """() => [...document.querySelectorAll('.jp-OutputArea-output img')].map(image => ({
+        alt: image.alt, drawn: image.complete && image.naturalWidth,
+        sticks_out: image.getBoundingClientRect().right - image.closest('.jp-OutputArea').getBoundingClientRect().right,
+    }))"""
+    for width in (1400, 800):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_function(f"() => document.body.clientWidth == {width}")
+        wait_until(lambda: len(page.evaluate(look)) >= wanted, 30, f"fewer than {wanted} pictures")
+        wait_until(lambda: all(picture["drawn"] for picture in page.evaluate(look)), 30, "a picture is not drawn")
+        for picture in page.evaluate(look):
+            assert len(picture["alt"]) > 20
+            assert picture["sticks_out"] <= 1, (width, picture)
+    page.set_viewport_size({"width": 1400, "height": 1000})
+
+
+def pictures_of(cells: list) -> int:
+    return sum("<img" in output.get("data", {}).get("text/html", "") for cell in cells for output in cell.outputs)
+
+
 @pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
-def test_notebook_in_jupyterlab(path, lab, browser, tmp_path_factory):
-    notebook = nbformat.read(path, as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    tagged = {tag: [cell for cell in code if tag in cell.metadata.get("tags", [])] for tag in ("solution", "exercise")}
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.set_default_timeout(60_000)
-    page.goto(f"{lab}/lab/tree/{path.name}?token={TOKEN}&reset")
-    page.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
+def test_a_fresh_clone_shows_every_picture_before_anything_is_run(path, opened):
+    page, cells = opened(path, "Light"), code_cells(path)
+    assert pictures_of(cells)
+    check_pictures(page, pictures_of(cells))
+    screenshot(page, path)
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path.stem[:2] in RUN], ids=RUN)
+def test_a_notebook_runs_on_a_dark_page_slides_and_hides_its_solutions(path, lab, opened):
+    page, cells = opened(path, "Dark"), code_cells(path)
+    check_pictures(page, pictures_of(cells))
     # A fresh kernel loses "Run All" until the page is connected to it.
-    wait_until(lambda: kernel_is_idle(lab, path.name), 60, "the kernel did not start")
+    wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel did not start")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
 
     page.click("text=Run >> visible=true")
     page.click(".lm-Menu-item[data-command='runmenu:run-all'] >> visible=true")
     done = (
-        f"() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent == '[{len(code)}]:'"
+        f"() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].at(-1).textContent == '[{len(cells)}]:'"
     )
     page.wait_for_function(done, timeout=MINUTES)
-    wait_until(lambda: kernel_is_idle(lab, path.name), 60, "the kernel is busy after the last cell")
+    wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel is busy after the last cell")
 
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
-    expected = sum("raises-exception" in cell.metadata.get("tags", []) for cell in code)
-    assert len(errors) == expected, errors
-    drawn = "() => [...document.querySelectorAll('.jp-OutputArea img')].map(image => image.naturalWidth)"
-    pictures = sum(
-        "image/png" in o.get("data", {}) or "image/svg+xml" in o.get("data", {}) for c in code for o in c.outputs
-    )
-    wait_until(lambda: len(page.evaluate(drawn)) >= pictures, 30, "not every picture is there")
-    assert all(width > 0 for width in page.evaluate(drawn)), "a picture is not drawn"
-
-    assert page.locator(".jp-CodeCell .jp-InputPlaceholder, .jp-CodeCell .jp-Placeholder").count() >= len(
-        tagged["solution"]
-    )
+    assert len(errors) == len(tagged(cells, "raises-exception")), errors
+    check_pictures(page, pictures_of(cells) + len(tagged(cells, "interactive")))
+    hidden = page.locator(".jp-CodeCell .jp-InputPlaceholder, .jp-CodeCell .jp-Placeholder").count()
+    assert hidden >= len(tagged(cells, "solution"))
     text = page.locator(".jp-Notebook").inner_text()
-    assert text.count("○ Not written yet") >= len(tagged["exercise"])
-    assert text.count("✓") >= len(tagged["solution"])
-    if any("interactive" in cell.metadata.get("tags", []) for cell in code):
-        slide(page)
-    folder = os.environ.get("ATTNLIB_SCREENSHOTS")
-    if folder:
+    assert text.count("○ Not written yet") >= len(tagged(cells, "exercise"))
+    assert text.count("✓") >= len(tagged(cells, "solution"))
+    slide(page)
+    screenshot(page, path)
+
+
+def screenshot(page, path: Path) -> None:
+    if folder := os.environ.get("ATTNLIB_SCREENSHOTS"):
         page.screenshot(path=Path(folder) / f"{path.stem}.png")
-    page.close()
-    for session in answers(f"{lab}/api/sessions?token={TOKEN}") or []:  # the next notebook needs the memory
-        address = f"{lab}/api/sessions/{session['id']}?token={TOKEN}"
-        urllib.request.urlopen(urllib.request.Request(address, method="DELETE"), timeout=30).close()
 
 
 def slide(page) -> None:

@@ -1,0 +1,90 @@
+"""Bars have the length of the numbers that they are given, and everything lies inside the axes."""
+
+import pytest
+import torch
+
+from attnlib.plots import plot_context, plot_parts, plot_softmax
+
+LABELS = ["a", "b", "c", "d", "e"]
+SCORES = torch.tensor([0.5, -1.25, 3.0, 0.0, 2.0])
+QUERY = torch.tensor([0.25, -0.75, 1.5])
+ROW, VALUES = torch.tensor([1.0, 2.0, 3.0, 4.0]).log(), torch.tensor([10.0, 20.0, 30.0, 40.0])
+
+
+def context(**changes):
+    given = {"scores": SCORES, "weights": SCORES.softmax(0), "query": QUERY, "context": QUERY / 2, "labels": LABELS}
+    return plot_context(**{**given, **changes})
+
+
+def heights(ax):
+    return [bar.get_height() for bar in ax.patches]
+
+
+def test_context_shows_the_numbers_and_the_words():
+    scores, weights, vectors = context(title="The query is 'b'", scores=SCORES.bfloat16().requires_grad_())
+    assert [bar.get_width() for bar in scores.patches] == SCORES.tolist()
+    assert [bar.get_width() for bar in weights.patches] == pytest.approx(SCORES.softmax(0).tolist())
+    assert heights(vectors) == QUERY.tolist() + (QUERY / 2).tolist()
+    assert [tick.get_text() for tick in scores.get_yticklabels()] == LABELS
+    assert "-1.25" in [text.get_text() for text in scores.texts]
+    assert scores.get_ylabel() == "Keys"
+    assert scores.figure.get_suptitle() == "The query is 'b'"
+    assert [text.get_text() for text in vectors.get_legend().get_texts()] == ["query", "context vector"]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
+def test_context_keeps_everything_inside_the_axes_and_the_first_word_on_top(scale):
+    scores, weights, vectors = context(scores=SCORES * scale, query=QUERY * scale, context=-QUERY * scale)
+    assert scores.get_xlim()[0] <= float(scale * SCORES.min()) < float(scale * SCORES.max()) < scores.get_xlim()[1]
+    assert vectors.get_ylim()[0] < -1.5 * scale < 1.5 * scale < vectors.get_ylim()[1]
+    assert weights.get_xlim()[0] == 0.0 < 1.0 <= weights.get_xlim()[1]
+    assert all(ax.get_ylim()[0] > ax.get_ylim()[1] for ax in (scores, weights))
+
+
+def test_softmax_shows_scores_and_weights():
+    row = torch.tensor([3.5, -2.0, 0.25, 1.0, -7.0])
+    scores, weights = plot_softmax(row, row.softmax(0), title="d = 7")
+    assert heights(scores) == row.tolist()
+    assert heights(weights) == pytest.approx(row.softmax(0).tolist())
+    assert scores.figure.get_suptitle() == "d = 7"
+    assert scores.get_ylim()[0] < -7.0 < 7.0 < scores.get_ylim()[1]
+    assert weights.get_ylim()[0] == 0.0 < 1.0 <= weights.get_ylim()[1]
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [1, 3], [3, 3, 0, 4]])
+def test_wherever_the_row_is_cut_the_merged_average_stays(cuts):
+    scores, shares, averages = plot_parts(ROW, VALUES, cuts)
+    assert averages.get_title() == "Merged: 30.0000"
+    assert sum(heights(shares)) == pytest.approx(1.0)
+    assert heights(scores) == pytest.approx(ROW.tolist())
+    assert len(shares.patches) == len({0, 4} | set(cuts)) - 1
+
+
+def test_two_halves_weigh_three_and_seven_tenths():
+    scores, shares, averages = plot_parts(ROW, VALUES, [2])
+    assert heights(shares) == pytest.approx([0.3, 0.7])
+    (cut,) = scores.collections[0].get_segments()
+    assert {x for x, _ in cut} == {1.5}, "between the keys 1 and 2"
+    assert averages.collections[0].get_offsets()[:, 1].tolist() == pytest.approx([50 / 3, 250 / 7])
+    assert averages.lines[0].get_ydata() == pytest.approx([30.0, 30.0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": SCORES[:4]}, r"scores and weights must have shape .*; got \(5,\) and \(4,\)"),
+        ({"context": torch.ones(2)}, r"query and context must have shape \(d_in,\); got \(3,\) and \(2,\)"),
+        ({"query": torch.ones(3, 1)}, r"query and context must have shape \(d_in,\); got \(3, 1\)"),
+        ({"labels": LABELS[1:]}, "labels must hold a word for each key, 5 of them; got 4"),
+    ],
+)
+def test_context_says_which_argument_does_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        context(**changes)
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match=r"scores and weights must have shape \(kv_tokens,\); got \(5,\) and \(4,\)"):
+        plot_softmax(SCORES, SCORES[:4])
+    with pytest.raises(ValueError, match=r"scores and values must have shape \(keys,\); got \(4,\) and \(3,\)"):
+        plot_parts(ROW, VALUES[:3], [])
