@@ -16,7 +16,7 @@ import torch
 
 import attnlib.plots
 from attnlib.einsum import explain_einsum
-from attnlib.plots import picture, plot_attention, to_svg
+from attnlib.plots import picture, plot_attention, show_image, to_svg
 
 TURN = torch.tensor([[1.0, 0.2], [0.1, 1.0]])
 ROW = torch.tensor([0.5, -1.25, 3.0])
@@ -86,7 +86,7 @@ def test_a_picture_is_a_white_page_with_everything_on_it(name):
 def test_picture_shows_an_image_with_its_data_its_alt_text_and_no_more_than_the_cells_width(shown):
     for drawn in (plot_attention(torch.eye(2)), attnlib.plots.plot_heads(torch.rand(2, 3, 3)), plt.figure()):
         picture(drawn, alt='what "it" shows')
-    picture("causal_mask", alt='what "it" shows')
+    show_image("causal_mask", alt='what "it" shows')
     for data in shown:
         assert data["text/plain"] == 'Picture: what "it" shows'
         alt, style, source = re.fullmatch(r'<img alt="(.*?)" style="(.*?)" src="(.*?)">', data["text/html"]).groups()
@@ -99,7 +99,7 @@ def test_picture_refuses_an_empty_alt_text_and_an_unknown_image():
     with pytest.raises(ValueError, match="alt must describe the picture in a sentence; got an empty one"):
         picture(plot_attention(torch.eye(2)), alt=" ")
     with pytest.raises(ValueError, match="there is no image 'mask'; choose from causal_mask, context_vector"):
-        picture("mask", alt="a mask")
+        show_image("mask", alt="a mask")
 
 
 def test_a_changed_number_changes_the_picture():

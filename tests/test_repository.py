@@ -124,6 +124,13 @@ def test_modules_are_small_and_tested():
         assert list((ROOT / "tests").glob(f"test_{name}*.py")), f"tests/test_{name}.py is missing"
 
 
+def test_every_package_is_installed_and_the_images_come_along():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES if path.name == "__init__.py"}
+    assert set(setup["packages"]) == packages | {"attnlib.images"}
+    assert (ROOT / setup["package-dir"]["attnlib.images"] / "series_map.svg").exists()
+
+
 def test_import_attnlib_brings_no_plotting_and_nothing_optional():
     code = "import sys, torch; old = set(sys.modules); import attnlib; print(*set(sys.modules) - old)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()

@@ -1,11 +1,11 @@
-"""The pictures of the series. Each function draws on axes and returns them; ``picture`` shows them in a notebook."""
+"""The pictures of the series. Each function draws on axes and returns them; ``picture`` shows them."""
 
 from importlib.util import find_spec
 
 if find_spec("matplotlib") is None:
     raise ImportError('attnlib.plots draws with matplotlib; install it with: pip install "attnlib[plots]"')
 
-from attnlib.plots._base import picture
+from attnlib.plots._base import picture, show_image
 from attnlib.plots._svg import to_svg
 from attnlib.plots.bars import plot_context, plot_parts, plot_softmax
 from attnlib.plots.curves import plot_curves, plot_scaling, plot_staircase
@@ -33,5 +33,6 @@ __all__ = [
     "plot_softmax",
     "plot_sorted",
     "plot_staircase",
+    "show_image",
     "to_svg",
 ]

@@ -20,29 +20,33 @@ PACKAGE = Path(__file__).resolve().parents[1]
 IMAGES = (PACKAGE / "images", PACKAGE.parent / "images")  # as installed, and in a checkout
 
 
-def picture(drawn: Axes | Figure | np.ndarray | str, *, alt: str) -> None:
-    """Show a picture in the notebook, with its alt text, no wider than the cell.
+def picture(drawn: Axes | Figure | np.ndarray, *, alt: str) -> None:
+    """Show a drawing in the notebook, with its alt text, no wider than the cell.
 
     It is an HTML ``<img>`` that holds its own data, so it is drawn before the notebook is trusted, and screen readers
     read it out.
 
     Args:
-        drawn: axes, an array of axes or a figure, as the functions of this package return them; or the name of one of
-            the series' own images, such as ``"series_map"``.
+        drawn: axes, an array of axes or a figure, as the functions of this package return them.
         alt: what the picture shows, in a sentence, for readers who cannot see it.
     """
+    first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
+    figure = first if isinstance(first, Figure) else first.figure.figure  # also from axes in a part of a page
+    _show(to_svg(figure), alt)
+    if "matplotlib.pyplot" in sys.modules:  # else the notebook would show pyplot's figures a second time
+        sys.modules["matplotlib.pyplot"].close(figure)
+
+
+def show_image(name: str, *, alt: str) -> None:
+    """Show one of the series' own images, such as ``"series_map"``, in the same way as ``picture``."""
+    _show(read_image(name), alt)
+
+
+def _show(svg: str, alt: str) -> None:
     from IPython.display import display  # only notebooks show pictures
 
     if not alt.strip():
         raise ValueError("alt must describe the picture in a sentence; got an empty one")
-    if isinstance(drawn, str):
-        svg = read_image(drawn)
-    else:
-        first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
-        figure = first if isinstance(first, Figure) else first.figure.figure  # also from axes in a part of a page
-        svg = to_svg(figure)
-        if "matplotlib.pyplot" in sys.modules:  # else the notebook would show pyplot's figures a second time
-            sys.modules["matplotlib.pyplot"].close(figure)
     source = f"data:image/svg+xml,{quote(svg, safe=' /:;=,.-()')}"
     html = f'<img alt="{escape(alt)}" style="max-width:100%" src="{source}">'
     display({"text/html": html, "text/plain": f"Picture: {alt}"}, raw=True)

@@ -1,4 +1,4 @@
-"""Notebooks in a real JupyterLab and a real browser: a fresh clone shows its pictures, runs, slides, hides solutions."""
+"""Notebooks in a real JupyterLab and a real browser: a fresh clone shows its pictures; it runs, slides, and folds."""
 
 import json
 import os
