@@ -103,7 +103,8 @@ def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> 
     # Values that make the output the weights.
     eye = torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)[None, None]
     weights = lsh_attention(batch, eye, rotations, chunk_size=chunk_size, is_causal=True)[0, 0]
-    upper, lower = Figure((9.0, 5.4), facecolor="white", layout="constrained").subfigures(2, 1, height_ratios=[3, 1])
+    figure = Figure((9.0, 5.4), facecolor="white", layout="constrained")
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=[3, 1])[:, 0]
     (circle, matrix), row = upper.subplots(1, 2), lower.subplots()
     plot_hash_circle(vectors, directions, ax=circle)
     plot_sorted(buckets, num_buckets=2 * directions.shape[1], ax=row)
