@@ -3,10 +3,10 @@
     python benchmarks/bench_memory_search.py [--rounds 5] [--clock cpu]
 
 512 queries of 64 numbers look for the best 32 of 8 K to 1 M keys. Before anything is timed, both searches must find the
-same ids in the same order. ``KVMemory.search`` returns keys and values as well as ids and scores; faiss returns ids and
-scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block of memory that is
-reused. "at once" is ``query @ keys.T``, which has to allocate room for all scores. The times are medians of rounds in
-which all take turns; on a busy machine, ``--clock cpu`` counts the processor time of one thread instead.
+same memories and scores, up to rounding. ``KVMemory.search`` returns keys and values as well as ids and scores; faiss
+returns ids and scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block of
+memory that is reused. "at once" is ``query @ keys.T``, which has to allocate room for all scores. The times are medians
+of rounds in which all take turns; on a busy machine, ``--clock cpu`` counts the processor time of one thread instead.
 """
 
 import argparse
@@ -47,7 +47,10 @@ def measure(memories: int, rounds: int, clock: Callable[[], float]) -> None:
     index = faiss.IndexFlatIP(DIM)
     index.add(keys[0, 0].numpy())
     hits = memory.search(query, TOP_K)
-    assert torch.equal(hits.ids[0, 0], torch.from_numpy(index.search(query[0, 0].numpy(), TOP_K)[1])), "ids differ"
+    scores, ids = (torch.from_numpy(found) for found in index.search(query[0, 0].numpy(), TOP_K))
+    torch.testing.assert_close(hits.scores[0, 0], scores)
+    share = (hits.ids[0, 0].unsqueeze(-1) == ids.unsqueeze(-2)).any(-1).float().mean().item()
+    assert share > 0.9999, share  # rounding may decide the last place
 
     scores = torch.empty(QUERIES * BLOCK)
     sides = {
