@@ -2,6 +2,7 @@
 
 import math
 
+import einops
 import pytest
 import torch
 
@@ -51,7 +52,7 @@ def row_sums(x):
 ROW_SUMS = Exercise(
     "Check ``answer(x)``: the sums of the rows.",
     row_sums,
-    [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),)],
+    [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),), (torch.ones(1, 3),)],
     """
     x.sum(0)  # You summed the columns.
     x.mean(-1)  # This is the mean of each row:
@@ -99,8 +100,12 @@ JUDGED = [
     (stub, "○ Not written yet: write stub"),
     (not_implemented, "○ Not written yet"),
     (lambda x: ..., "○ Not written yet"),
+    (lambda x: einops.einsum(x, "a b -> (a b)"), "✗ <lambda> raised NotImplementedError"),  # not the learner's own
+    (lambda x: x - x.max(dim=-1), "take .values or .indices"),
+    (lambda x: x.sort(dim=-1).sum(-1), "take .values or .indices"),
     (without_return, "✗ without_return returned nothing. Is `return` missing"),
     (lambda x: x.sum(-1, keepdim=True), "with an axis of size 1 left over (axis 1)"),
+    (lambda x: x.sum(-1).squeeze(), "an axis of size 1 is missing"),
     (lambda x: -x.sum(-1), "the right numbers with the wrong sign"),
     (lambda x: x.cumsum(-1)[:, -1], "do without cumsum()"),
     (lambda x: (x.sum(-1), 0), "returned a tuple"),

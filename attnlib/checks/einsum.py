@@ -176,6 +176,7 @@ check_head_output = Exercise(
     rearrange(out(pattern, value), "b q h d -> b (h d) q")  # The tokens come last: batch q (heads d).
     rearrange(out(pattern, value), "b q h d -> q b (h d)")  # The tokens come first: batch q (heads d).
     out(pattern, value, "bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # Move q before heads, then merge.
+    (pattern @ value).transpose(1, 2).flatten(2)  # @ needs value as (batch, heads, seq_k, d): use einsum.
     joined(pattern, value, "bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
     joined(pattern, value, "bhqk,bqhd->bkhd")
     joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
@@ -234,6 +235,8 @@ check_einsum_attention = Exercise(
         # output.
     attention(x, W_query, W_key, W_value).softmax(-1)  # Leave out the softmax of the output.
     attention(x, W_query, W_key, W_value, weigh=without_future)  # The future is hidden: full attention has no mask.
+    F.scaled_dot_product_attention(project(x, W_query), project(x, W_key), project(x, W_value))  # Here heads attend to
+        # heads: the scores are (batch, heads, q, k).
     attention(x, W_key, W_query, W_value)  # Query and key are swapped.
     attention(x, W_query, W_value, W_key)  # Key and value are swapped.
     attention(x, W_value, W_key, W_query)  # Query and value are swapped.
@@ -260,6 +263,7 @@ check_einsum_attention = Exercise(
     products(x, W_query, W_key, 1)  # These are the scores: scale, softmax and values are still to come.
     products(x, W_query, W_key, W_query.shape[-1])  # These are the scaled scores: softmax and values are still to come.
     products(x, W_query, W_key, W_query.shape[-1]).softmax(-1)  # This is the pattern: average the values with it.
+    project(x, W_query)  # These are the queries: scores, pattern and output are still to come.
     project(x, W_value)  # These are the values: average them with the pattern.
     """,
     "Right: projections, scores, pattern and output, each in one line.",

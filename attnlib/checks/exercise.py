@@ -137,9 +137,14 @@ class _Judge:
             return Verdict("✗", self.exercise.chance)
         wanted = self.exercise.solve(*_copied(inputs))
         said = self.named(range(len(results)), results)
+        if not said and all(self.squeezed(self.exercise.cases[i], results[i]) for i in wrong):
+            said = "The numbers are right, but an axis of size 1 is missing: name the one to squeeze, squeeze(-1)."
         if not said and not isinstance(wanted, bool):  # True and False agree by chance
             said = self.named(wrong, results) or self.named(wrong[:1], results)
         return Verdict("✗", said or self.unnamed(inputs, result, wanted))
+
+    def squeezed(self, inputs: tuple, result: Tensor) -> bool:
+        return _same(result, _tensor(self.exercise.solve(*_copied(inputs))).squeeze())
 
     def unnamed(self, inputs: tuple, result: Tensor, wanted: object) -> str:
         """What to say of a wrong result that no mistake in the table gives."""
@@ -164,13 +169,16 @@ class _Judge:
         try:
             with watch:
                 got = self.run(*fresh)
-        except NotImplementedError:
-            return self.unwritten()
         except AssertionError as error:
             advice = " Return True or False instead." if isinstance(wanted, bool) else ""
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{advice}")
         except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
-            return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{watch.hint()}{self.globals_hint()}")
+            if isinstance(error, NotImplementedError) and _is_own(error, self.answer):
+                return self.unwritten()
+            hint = watch.hint()
+            if "torch.return_types" in str(error):
+                hint = " max(dim=…), sort and topk return values together with indices: take .values or .indices."
+            return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{hint}{self.globals_hint()}")
         if watch.called:
             return Verdict("✗", f"This exercise asks you to do without {watch.called}().")
         if got is Ellipsis or (got is None and _is_stub(self.answer)):
@@ -245,7 +253,7 @@ class _Watch(TorchFunctionMode):
             if len(a) > 2 and a == b[::-1]:
                 missing = ": .T reverses all axes, and .mT swaps only the last two."
             return f"{met} A product needs the last axis of the first to be the last but one of the second{missing}"
-        if len(longer) == len(shorter) + 1 and longer[:-1] == shorter:
+        if len(longer) == len(shorter) + 1 and longer[:-1] == shorter and name not in ("stack", "cat", "einsum"):
             return f"{met} Is an axis missing: keepdim=True in a sum or maximum, or [..., None]?"
         return met
 
@@ -296,6 +304,15 @@ def _same(got: Tensor, want: Tensor) -> bool:
 def _is_stub(answer: Callable) -> bool:
     code = getattr(inspect.unwrap(answer), "__code__", None)
     return code is not None and {step.opname for step in dis.get_instructions(code)} <= UNWRITTEN
+
+
+def _is_own(error: Exception, answer: Callable) -> bool:
+    """Whether the learner's own code raised this, and not a library that it calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    scope = trace.tb_frame.f_globals if trace else None
+    return getattr(answer, "__globals__", scope) is scope
 
 
 def _raised(error: Exception, answer: Callable) -> str:

@@ -143,6 +143,7 @@ check_sort_and_undo = Exercise(
     torch.stack([buckets.sort().values, order(buckets)])  # This is (values, order): return order and undo.
     undone(ticket(buckets, int(buckets.max()) + 1).argsort(stable=True))  # Multiply by len(buckets), not by max + 1.
     undone(ticket(buckets, 10).argsort(stable=True))  # A fixed factor is too small: use the number of tokens.
+    undone(ticket(buckets, 100).argsort(stable=True))
     undone(ticket(buckets, 1000).argsort(stable=True))
     undone(ticket(buckets, len(buckets) - 1).argsort(stable=True))  # One too small: multiply by the number of tokens.
     order(buckets)  # Only the order is returned: torch.stack([order, undo]).
@@ -232,13 +233,16 @@ check_count_once = Exercise(
     unseen(scores - seen.sum(0).log(), seen, -1e9)  # Real scores may be lower than this one: use −inf.
     unseen(scores - seen.sum(0).log(), seen, -1e4)
     unseen(scores - seen.sum(0).log(), seen, -100.0)
-    (scores - seen.sum(0).log()) * seen  # 0 · inf is NaN: hide with masked_fill(~seen, −torch.inf).
+    (scores - seen.sum(0).log()) * seen  # What no round sees becomes NaN (0 · ∞ or ∞ − ∞): subtract first, then
+        # masked_fill(~seen, −torch.inf).
     unseen(scores, seen) - seen.sum(0).log() * seen
+    unseen(scores, seen) - seen.sum(0).log()
     (scores - seen.sum(0).log()).expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
     (scores - seen.sum(0).clamp(min=1).log()).expand(seen.shape)  # Nothing is hidden: write −inf where ~seen.
     unseen(scores - seen.sum(0).log(), ~seen)  # The mask is the wrong way around: hide where ~seen is True.
     unseen(scores - seen.sum(-1, keepdim=True).log(), seen)  # N is counted over the keys: seen.sum(dim=0).
     unseen(scores - seen.sum(1, keepdim=True).log(), seen)  # N is counted over the queries: seen.sum(dim=0).
+    unseen(scores - seen.float().mean(0).log(), seen)  # N is a sum over the rounds, not a mean.
     unseen(scores - seen.sum().log(), seen)  # N is counted over everything: seen.sum(dim=0).
     unseen(scores - seen.cumsum(0).log(), seen)  # N is counted up to this round only: seen.sum(dim=0).
     unseen(scores, seen & (seen.cumsum(0) == 1))  # Only the first round counts the key: all that see it share it.

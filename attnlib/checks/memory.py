@@ -118,6 +118,8 @@ check_memory_keys = Exercise(
     keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
     keys_by(stacked, heads, "b s k (h d) -> b k s (h d)")
     keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
+    rearrange(stacked[..., 0, :], "b s k (h d) -> b h s d k", d=heads)  # This makes head_dim heads: use h=heads.
+    rearrange(stacked[..., 0, :], "b s k (d h) -> b h s d k", d=heads)
     keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
     keys_by(stacked, heads, "b s k (d h) -> b h s k d")
     keys_by(stacked, heads, "b s k (d h) -> b s h d k")
@@ -161,6 +163,8 @@ check_memory_scores = Exercise(
     query @ keys
     query[..., None] * keys / root(query.shape[-1])  # The products are not summed: d is missing right of the arrow.
     query[..., None] * keys
+    (query[..., None] * keys).sum(-1)  # The sum runs over top_k: it must run over head_dim, dim=-2.
+    (query[..., None] * keys).sum(-1) / root(query.shape[-1])
     summed(query, keys, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
     summed(query, keys, "bhsd,bgsdk->bhsk")  # heads needs one name: here its keys are summed.
     summed(query, keys, "bhsd,bhsek->bhsk")  # head_dim needs one name: here each is summed.
@@ -272,6 +276,8 @@ check_joint = Exercise(
     remote  # This is the memory alone: the local part counts too.
     local + mixed(local, 0 * a, remote, (b - a).sigmoid())  # Local counts in full: its share is 1 − remote's.
     remote + mixed(local, (a - b).sigmoid(), remote, 0 * b)  # Remote counts in full: its share is 1 − local's.
+    mixed(local, 0 * a, remote, (b - a).sigmoid())  # The share of local is missing.
+    mixed(local, (a - b).sigmoid(), remote, 0 * b)  # The share of remote is missing.
     (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: unsqueeze(-1).
     (b - a).sigmoid().unsqueeze(-2) * remote + (a - b).sigmoid().unsqueeze(-2) * local
     joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.

@@ -156,6 +156,7 @@ MERGE_MISTAKES = """
     weighted(logsumexps.exp(), outputs)  # The weights do not sum to one: divide the exponentials by their sum.
     weighted((logsumexps - logsumexps.amax(0)).exp(), outputs)
     divided((logsumexps - logsumexps.max()).exp(), outputs)  # Each token needs its own maximum: amax(dim=0).
+    divided((logsumexps - logsumexps.max()).exp(), outputs).nan_to_num()
     divided((logsumexps - logsumexps.mean(0)).exp(), outputs)  # Subtract the largest, not the mean, or exp overflows.
     weighted(logsumexps.flatten().softmax(0).view_as(logsumexps), outputs)  # The softmax runs over everything: dim=0.
     divided(logsumexps.exp(), outputs, (0, 1))
@@ -173,6 +174,7 @@ MERGE_MISTAKES = """
     (logsumexps.softmax(0) * outputs.movedim(-1, 0)).sum(1)  # The numbers are right, transposed: return (tokens, dim).
     (logsumexps.softmax(0) * outputs).sum(0)  # The weights meet the wrong axis: use shares[..., None].
     (logsumexps.softmax(0)[:, None] * outputs).sum(0)
+    logsumexps.softmax(0) @ outputs  # @ sums over the tokens: use shares[..., None] * outputs, and sum the parts.
     logsumexps.softmax(0)  # These are the weights of the parts: average the outputs with them.
     outputs[0]  # This is one part alone.
     weighted(logsumexps.sigmoid(), outputs)  # A sigmoid looks at one part only: a softmax compares the parts.
@@ -213,6 +215,10 @@ check_online_step = Exercise(
         # be multiplied by exp(top − new_top), not added to it.
     step(peak(top, scores), (top - peak(top, scores)).exp(), scores - peak(top, scores))  # The old total is missing:
         # multiply exp(top − new_top) by it.
+    step(peak(top, scores), total * (top - scores.max()).exp(), scores - peak(top, scores))  # The factor is exp(top −
+        # new_top), not exp(top − scores.max()).
+    step(peak(top, scores), total * top.exp(), scores - peak(top, scores))  # The factor is exp(top − new_top): subtract
+        # new_top.
     step(peak(top, scores), total * top.exp() / peak(top, scores).exp(), scores - peak(top, scores))  # exp of a top
         # overflows or rounds to 0: subtract first, exp(top − new_top).
     step(peak(top, scores), total * top.exp() * (-peak(top, scores)).exp(), scores - peak(top, scores))
@@ -282,8 +288,10 @@ check_overlapping = Exercise(
     multiset(scores - 2 * times(seen).log(), values, seen)  # log N is subtracted twice.
     overlapping(scores - times(seen).log(), values, seen)
     multiset(scores, values / times(seen)[:, None], seen)  # The weights count N times, not the values: subtract log N.
+    (scores - seen.sum(0).log()).softmax(0) @ values  # log 0 is −∞, so an unseen key gets the score +∞: hide it.
     scores.softmax(0) @ values  # A key that no part sees is counted too: its score must be −∞.
     scores.masked_fill(seen.any(0), -torch.inf).softmax(0) @ values  # This averages the keys that nobody sees.
+    each_part(scores - times(seen).log(), values, seen).sum(0)  # The parts are added up: merge them by log-sum-exp.
     each_part(scores, values, seen).mean(0)  # The parts are averaged equally: merge them by log-sum-exp, after
         # subtracting log N from the scores.
     each_part(scores - times(seen).log(), values, seen).mean(0)
