@@ -4,8 +4,8 @@
 
 512 queries of 64 numbers look for the best 32 of 8 K to 1 M keys. Before anything is timed, both searches must find the
 same memories and scores, up to rounding. ``KVMemory.search`` returns keys and values as well as ids and scores; faiss
-returns ids and scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block of
-memory that is reused. "at once" is ``query @ keys.T``, which has to allocate room for all scores. The times are medians
+returns ids and scores. "in blocks" is the least that any exact search has to do: every dot product once, into a block
+that is reused. "at once" is ``query @ keys.T``, which has to allocate room for all scores. The times are medians
 of rounds in which all take turns; on a busy machine, ``--clock cpu`` counts the processor time of one thread instead.
 """
 
