@@ -122,7 +122,10 @@ class _Renderer(RendererBase):
     def _clip(self, gc, path: Path, transform) -> str:
         """Cut off what leaves its axes; most paths do not."""
         edge: Bbox | None = gc.get_clip_rectangle()
-        if edge is None or np.abs(Bbox.union([path.get_extents(transform), edge]).extents - edge.extents).max() < 1:
+        if (
+            edge is None
+            or np.abs(np.subtract(Bbox.union([path.get_extents(transform), edge]).extents, edge.extents)).max() < 1
+        ):
             return ""
         d = self._outline(Path.unit_rectangle(), Affine2D().scale(edge.width, edge.height).translate(edge.x0, edge.y0))
         return f" clip-path='url(#{self.clips.setdefault(d, f'c{len(self.clips)}')})'"
