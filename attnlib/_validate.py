@@ -58,7 +58,7 @@ def check_qkv(
 ) -> torch.Size:
     """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype.
 
-    Returns the leading axes that they broadcast to.
+    Returns the broadcast leading axes.
     """
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, tensor)
@@ -85,7 +85,10 @@ def check_options(is_causal: object, scale: object) -> None:
 
 
 def check_bool(name: str, value: object) -> None:
-    """TypeError unless True or False: a word such as "no" counts as true elsewhere."""
+    """TypeError unless True or False: elsewhere a word such as "no" counts as true."""
+    if type(value).__module__ == "numpy":
+        kind = type(value).__name__
+        raise TypeError(f"{name} must be a Python bool; got numpy.{kind} (wrap it in bool())")
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
 
@@ -96,7 +99,7 @@ def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None
     Dtype and device are left to the layer's Linears, which may be quantised, offloaded or adapted.
     """
     check_tensor("x", x)
-    if x.ndim not in (2, 3) or x.shape[-1] != d_in:
+    if not 2 <= x.ndim <= 3 or x.shape[-1] != d_in:
         raise ValueError(
             f"x must have shape (batch, tokens, d_in={d_in}) or (tokens, d_in={d_in}); got {tuple(x.shape)}"
         )
@@ -117,8 +120,8 @@ def check_key_mask(key_mask: object, x: Tensor) -> None:
 
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> None:
-    """TypeError unless an int (bool is none), ValueError below `at_least`."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):  # torch.export has sizes of its own kind
+    """TypeError unless an int (a bool does not count), ValueError below `at_least`."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):  # torch.export has its own kind of sizes
         raise TypeError(f"{name} must be an int; got {type(value).__name__}")
     if value < at_least:
         raise ValueError(f"{name} must be at least {at_least}; got {value}")

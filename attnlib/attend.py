@@ -1,6 +1,5 @@
 """The one idea: a softmax-weighted average of values, and partial averages that merge exactly."""
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -20,8 +19,8 @@ class Attended(NamedTuple):
     Attributes:
         output: (…, q_tokens, value_dim), zeros where a query may see no key.
         logsumexp: (…, q_tokens), ``log Σ_j exp(scores_ij)`` over the keys that query i may see; −inf where it may
-            see none. In float64 where the device has it, since at scores of 10⁴ the steps of float32 are 0.001, and
-            merged weights would be as far off.
+            see none. In float64 if the device has it: at scores of 10⁴ the steps of float32 are 0.001, and merged
+            weights would be off by as much.
     """
 
     output: Tensor
@@ -43,23 +42,27 @@ def attend(
     Formula: ``scores_ij = scale · q_i · k_j``, ``logsumexp_i = log Σ_j exp(scores_ij)``,
     ``output_i = Σ_j exp(scores_ij − logsumexp_i) · v_j``, where j runs over the keys that query i may see.
 
+    Keys that a mask (…, 1, kv_tokens) hides from all queries alike, such as padding, may hold anything, even NaN or
+    infinity: no output and no gradient changes. Keys hidden from some queries only, by ``is_causal`` or by a mask that
+    differs between queries, must be finite, because a weight of 0 times NaN is NaN.
+
     Args:
         query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
         key: (…, kv_tokens, head_dim).
         value: (…, kv_tokens, value_dim).
         mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend.
-        is_causal: hide the keys after each query too (upper-left alignment, as in PyTorch).
-        scale: factor on the scores; ``1/√head_dim`` where it is left out.
-        dropout_p: share of the weights that is set to zero, the others growing by 1/(1 − p). The log-sum-exp is that
-            of the weights before dropout.
+        is_causal: also hide the keys after each query (upper-left alignment, as in PyTorch).
+        scale: factor on the scores; default: ``1/√head_dim``.
+        dropout_p: share of the weights set to zero; the others grow by 1/(1 − p). The log-sum-exp is that of the
+            weights before dropout.
 
     Returns:
         ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, dtypes differ, the mask is not boolean, ``is_causal`` no
-            bool, or ``scale`` or ``dropout_p`` no number.
-        ValueError: a shape or a device does not fit, or ``dropout_p`` lies outside 0 … 1.
+        TypeError: an argument is not a floating-point tensor, dtypes differ, the mask is not boolean, ``is_causal`` is
+            not a bool, or ``scale`` or ``dropout_p`` is not a number.
+        ValueError: a shape or a device does not fit, or ``dropout_p`` is outside 0 … 1.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 
@@ -136,7 +139,14 @@ def attention(
 ) -> Tensor:
     """Give the output of ``attend`` alone, through PyTorch's fused kernel, which never stores the weights.
 
-    Formula, arguments and errors as in ``attend``.
+    Formula, arguments, errors and what hidden keys may hold: as in ``attend``.
+
+    Without dropout, memory is linear in the tokens for any leading axes and sizes, with ``is_causal``, a mask
+    (…, 1, kv_tokens) or both. A mask that differs between queries is converted a block of queries at a time, and the
+    backward pass keeps the blocks. With dropout, PyTorch stores the weights on most devices.
+
+    The fused kernel can be differentiated once. For second derivatives, such as a gradient penalty, call this (or a
+    layer) under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, or use ``attend``.
 
     Returns:
         (…, q_tokens, value_dim); zeros for a query that may see no key.
@@ -166,6 +176,8 @@ def _attention(
 
     That is four axes, all expanded, one size for keys and values, and a mask or ``is_causal``, but not both.
     """
+    if scale is not None and scale <= 0:  # with is_causal, PyTorch's CPU kernel multiplies −inf by the scale
+        query, scale = query * (-1.0 if scale else 0.0), -scale or 1.0
     fits = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2] and key.shape[-1] == value.shape[-1]
     if fits and mask is None and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         return F.scaled_dot_product_attention(query, key, value, None, dropout_p, is_causal, scale=scale)
@@ -183,7 +195,7 @@ def _attention(
             mask = _mask_on_four_axes(mask, leading)
             if is_causal:
                 seen = F.pad(mask, (0, q_tokens)).cumsum(-1)[..., :q_tokens].mT > 0
-                query, key, scale = _hide_by_score(query, key, mask, scale)
+                query, key = _hide_by_score(query, key, mask, scale)
                 mask = None
     width = max(query.shape[-1], value_dim)
     query, key, value = (_widened(tensor, width) for tensor in (query, key, value))
@@ -234,18 +246,15 @@ def _mask_on_four_axes(mask: Tensor, leading: torch.Size) -> Tensor:
     return mask[(None,) * (4 - mask.ndim)]
 
 
-def _hide_by_score(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor, float]:
+def _hide_by_score(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Hide keys from all queries without a mask: one more component, which gives hidden keys a score of −2⁹⁶.
 
     Visible keys have 0 there, which changes none of their scores. float16 holds 2¹⁵ at most, and gives −2³⁰ · scale.
     """
-    if scale == 0:
-        query, scale = torch.zeros_like(query), 1.0
     dtypes = {query.dtype, _autocast_dtype(query.device)}
     in_query, most = (2.0**15, 2.0**15) if torch.float16 in dtypes else (2.0**48, 2.0**100)
-    in_key = -math.copysign(min(2.0**48 / abs(scale), most), scale)
-    hidden = torch.zeros_like(key[..., :1]).masked_fill(~mask.mT, in_key)
-    return F.pad(query, (0, 1), value=in_query), torch.cat([key, hidden], dim=-1), scale
+    hidden = torch.zeros_like(key[..., :1]).masked_fill(~mask.mT, -min(2.0**48 / scale, most))
+    return F.pad(query, (0, 1), value=in_query), torch.cat([key, hidden], dim=-1)
 
 
 def _blank_hidden(tensor: Tensor, mask: Tensor | None) -> Tensor:

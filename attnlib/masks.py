@@ -14,8 +14,8 @@ def causal_mask(q_tokens: int, kv_tokens: int | None = None, *, device: torch.de
 
     Args:
         q_tokens: number of queries.
-        kv_tokens: number of keys; the same as ``q_tokens`` where it is left out.
-        device: where the mask is made.
+        kv_tokens: number of keys; default: ``q_tokens``.
+        device: where to make the mask.
 
     Returns:
         Boolean tensor (q_tokens, kv_tokens), True = may attend.
@@ -40,8 +40,8 @@ def causal_mask(q_tokens: int, kv_tokens: int | None = None, *, device: torch.de
 def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
     """Mark the real tokens of sequences that were padded on the right to one length.
 
-    Formula: ``mask[b, j] = (j < lengths[b])``. As a mask for attention give it the axes of heads and
-    queries: ``padding_mask(lengths, n)[:, None, None, :]``.
+    Formula: ``mask[b, j] = (j < lengths[b])``. Layers take it as ``key_mask``. As a ``mask`` for ``attention`` it needs
+    axes for heads and queries: ``padding_mask(lengths, n)[:, None, None, :]``.
 
     Args:
         lengths: integer tensor (batch,), the number of real tokens of each sequence.
@@ -51,8 +51,9 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
         Boolean tensor (batch, num_tokens), True = real, on the device of ``lengths``.
 
     Raises:
-        TypeError: ``lengths`` is no integer tensor, or ``num_tokens`` no int.
-        ValueError: ``lengths`` has not one axis, or a length lies outside 0 … num_tokens.
+        TypeError: ``lengths`` is not an integer tensor, or ``num_tokens`` not an int.
+        ValueError: ``lengths`` does not have exactly one axis, or a length is outside 0 … num_tokens. Lengths cannot be
+            read, and are not checked, under ``torch.compile``, ``torch.export`` and ``vmap`` and on meta.
 
     >>> padding_mask(torch.tensor([2, 0, 3]), 3)
     tensor([[ True,  True, False],
@@ -66,7 +67,12 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
         raise TypeError(f"lengths must be an integer tensor; got {got}")
     if lengths.ndim != 1:
         raise ValueError(f"lengths must have shape (batch,); got {tuple(lengths.shape)}")
-    lengths = lengths.long()  # not every unsigned dtype knows its smallest number
-    if lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= num_tokens:
-        raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
+    lengths = lengths.long()  # torch cannot take the minimum of every unsigned dtype
+    if not torch.compiler.is_compiling() and lengths.numel():
+        try:
+            fits = 0 <= int(lengths.min()) <= int(lengths.max()) <= num_tokens
+        except RuntimeError:  # torch's error where there are no values to read
+            fits = True
+        if not fits:
+            raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]  # (batch, num_tokens)

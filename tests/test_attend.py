@@ -2,15 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
-from attnlib.attend import Attended, attend, attention, attention_weights, merge
+from attnlib.attend import MASK_BLOCK, Attended, attend, attention, attention_weights, merge
 from attnlib.masks import causal_mask
+from largest_tensor import LargestTensor
 from oracle import attend_by_loops
 
 BATCH, HEADS, Q, K, D, V = 2, 3, 7, 11, 5, 13
@@ -227,6 +230,130 @@ def test_rows_of_weights_sum_to_one_or_to_zero():
     assert_close(sums, (~empty).double())
 
 
+SHAPES = {
+    "two axes": [(Q, D), (K, D), (K, D)],
+    "three axes": [(BATCH, Q, D), (BATCH, K, D), (BATCH, K, D)],
+    "four axes": [(BATCH, HEADS, Q, D), (BATCH, HEADS, K, D), (BATCH, HEADS, K, D)],
+    "five axes": [(BATCH, 2, HEADS, Q, D), (BATCH, 2, HEADS, K, D), (BATCH, 2, HEADS, K, D)],
+    "six axes": [(2, 1, BATCH, HEADS, Q, D), (2, 1, BATCH, HEADS, K, D), (BATCH, HEADS, K, V)],
+    "one key head": [(BATCH, HEADS, Q, D), (BATCH, 1, K, D), (BATCH, 1, K, D)],
+    "grouped queries": [(BATCH, 2, HEADS, Q, D), (BATCH, 2, 1, K, D), (BATCH, 2, 1, K, V)],
+    "value_dim": [(BATCH, HEADS, Q, D), (BATCH, HEADS, K, D), (BATCH, HEADS, K, V)],
+    "small values": [(BATCH, HEADS, Q, D), (BATCH, HEADS, K, D), (BATCH, HEADS, K, 2)],
+    "value alone": [(Q, D), (K, D), (BATCH, HEADS, K, V)],
+}
+MASKS = ["none", "keys", "queries", "both", "whole"]
+
+
+def inputs_of(case, dtype=torch.float64, swap=False, q=Q, k=K):
+    """Inputs with gradients; with ``swap``, the numbers of a row do not lie side by side."""
+    generator, sizes, inputs = torch.Generator().manual_seed(0), {Q: q, K: k}, []
+    for shape in SHAPES[case]:
+        shape = (*shape[:-2], sizes[shape[-2]], shape[-1])
+        tensor = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        inputs.append((tensor.mT.contiguous().mT if swap else tensor).requires_grad_())
+    return inputs
+
+
+def mask_of(kind, leading, q=Q, k=K):
+    rows = {"keys": (1, k), "queries": (q, 1), "both": (q, k), "whole": (q, k)}
+    if kind == "none":
+        return None
+    front = leading if kind == "whole" else (*leading[:1], *(1 for _ in leading[1:]))
+    return torch.rand(*front, *rows[kind], generator=torch.Generator().manual_seed(1)) > 0.4
+
+
+@pytest.mark.parametrize("swap", [False, True])
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("case", SHAPES)
+def test_the_fused_kernel_gets_every_shape_and_mask_right(case, kind, is_causal, swap):
+    for dtype, scale in ((torch.float64, -0.7), (torch.float64, 0.0), (torch.float32, None), (torch.float16, None)):
+        inputs = inputs_of(case, dtype, swap)
+        mask = mask_of(kind, torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in inputs)))
+        wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        want, got = (f(*i, mask, is_causal=is_causal, scale=scale) for f, i in ((attend, wide), (attention, inputs)))
+        tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.float16 else {"atol": 1e-5, "rtol": 1e-5}
+        assert got.dtype == dtype
+        assert_close(got.double(), want.output, **tolerance)
+        gradients = torch.autograd.grad(got.double().square().sum(), inputs)
+        want = torch.autograd.grad(want.output.square().sum(), wide)
+        assert_close([gradient.double() for gradient in gradients], list(want), **tolerance)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("case", SHAPES)
+def test_attention_stores_neither_weights_nor_masks_of_that_size(case, kind, is_causal):
+    """Neither at one time, forward or backward, nor in sum for the backward pass."""
+    q, k = 2_003, 2_011
+    inputs = inputs_of(case, torch.float32, q=q, k=k)
+    leading = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in inputs))
+    mask = mask_of("both" if kind == "whole" else kind, leading if kind == "whole" else leading[:0], q, k)
+    saved = []
+    with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        output = attention(*inputs, mask, is_causal=is_causal)
+    linear = max(max(tensor.numel() for tensor in inputs), output.numel())
+    assert largest.numbers <= max(2 * linear, 1.1 * MASK_BLOCK)
+    assert largest.numbers < q * k / 3
+    if mask is None or mask.numel() < q * k:  # what the kernel converts of a whole mask is kept for the backward pass
+        assert sum(tensor.untyped_storage().nbytes() // 4 for tensor in saved if tensor is not None) < q * k / 2
+    output = attention(*inputs, mask, is_causal=is_causal)
+    with LargestTensor() as largest:
+        output.sum().backward()
+    assert largest.numbers < q * k / 3
+    with LargestTensor() as largest:
+        attend(*inputs, is_causal=is_causal)
+    assert largest.numbers >= q * k  # the counter does see such a tensor
+
+
+def test_padding_may_hold_anything_in_every_function():
+    """A mask that is the same for all queries hides NaN too, and its gradient."""
+    real = torch.tensor([True] * 4 + [False] * 2 + [True] * (K - 6))
+    for mask in (real, real[None], real.expand(BATCH, 1, 1, K)):
+        for is_causal in (False, True):
+            results = []
+            for held in (0.0, torch.nan, torch.inf, 1e300):
+                query, key, value = qkv()
+                key, value = (tensor.masked_fill(~real[:, None], held) for tensor in (key, value))
+                inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+                attended = attend(*inputs, mask, is_causal=is_causal)
+                outputs = [
+                    *attended,
+                    attention(*inputs, mask, is_causal=is_causal),
+                    attention_weights(query, key, mask, is_causal=is_causal),
+                ]
+                loss = sum(output.sin().sum() for output in outputs)
+                results.append([*outputs, *torch.autograd.grad(loss, inputs)])
+            for result in results[1:]:
+                assert all(torch.equal(got, want) for got, want in zip(result, results[0]))
+
+
+@pytest.mark.parametrize("call", [attention, lambda *inputs, **options: attend(*inputs, **options).output])
+def test_what_only_some_queries_may_not_see_must_be_finite(call):
+    query, key, value = qkv(q=K)
+    value[..., -1, :] = torch.nan
+    assert call(query, key, value, is_causal=True)[..., 0, :].isnan().any()  # 0 · NaN
+    value[..., -1, :] = torch.finfo(value.dtype).max
+    assert call(query, key, value, is_causal=True)[..., :-1, :].isfinite().all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_second_derivatives_need_the_math_backend(masked):
+    inputs = qkv(requires_grad=True)
+    mask = mask_of("keys", (BATCH, HEADS)) if masked else None
+
+    def penalty(call):
+        gradients = torch.autograd.grad(call(*inputs, mask, is_causal=True).square().sum(), inputs, create_graph=True)
+        return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs)
+
+    want = penalty(lambda *inputs, **options: attend(*inputs, **options).output)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert_close(penalty(attention), want)
+    with pytest.raises(RuntimeError, match="derivative for .* is not implemented"):
+        penalty(attention)
+
+
 def test_a_query_that_sees_nothing_gets_zeros_and_no_nan():
     inputs = qkv(requires_grad=True)
     mask = random_mask()
@@ -362,6 +489,8 @@ def test_errors_name_the_argument(call):
     for is_causal in (None, "yes", 1, torch.tensor([True, False])):
         with pytest.raises(TypeError, match=f"is_causal must be a bool; got {type(is_causal).__name__}"):
             call(query, key, value, is_causal=is_causal)
+    with pytest.raises(TypeError, match=r"is_causal must be a Python bool; got numpy.bool_? \(wrap it in bool\(\)\)"):
+        call(query, key, value, is_causal=np.bool_(True))
     with pytest.raises(ValueError, match="mask must be on the device of query, cpu; got meta"):
         call(query, key, value, torch.ones(Q, K, dtype=torch.bool, device="meta"))
 

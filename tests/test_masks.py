@@ -32,6 +32,25 @@ def test_lengths_of_any_integer_dtype(dtype):
     assert padding_mask(torch.tensor([1, 100], dtype=dtype), 300).sum(-1).tolist() == [1, 100]
 
 
+def test_padding_mask_where_lengths_cannot_be_read():
+    """Under compile, export and vmap, and on meta."""
+    lengths = torch.tensor([[2, 0], [5, 3]])
+    want = padding_mask(lengths.flatten(), 5).unflatten(0, (2, 2))
+    assert torch.equal(torch.vmap(lambda row: padding_mask(row, 5))(lengths), want)
+    for backend in ("eager", "aot_eager"):
+        compiled = torch.compile(padding_mask, backend=backend, fullgraph=True)
+        assert torch.equal(compiled(lengths[1], 5), want[1])
+    assert padding_mask(lengths[1].to("meta"), 5).shape == (2, 5)
+
+    class Padded(torch.nn.Module):
+        def forward(self, lengths, x):
+            return padding_mask(lengths, x.shape[1])
+
+    sizes = ({0: torch.export.Dim("batch")}, {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")})
+    exported = torch.export.export(Padded(), (lengths[1], torch.zeros(2, 7)), dynamic_shapes=sizes).module()
+    assert torch.equal(exported(lengths.flatten(), torch.zeros(4, 5)), want.flatten(0, 1))
+
+
 def test_errors():
     with pytest.raises(TypeError, match="q_tokens must be an int; got float"):
         causal_mask(3.0)

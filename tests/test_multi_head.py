@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnlib.causal import CausalAttention
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
+from largest_tensor import LargestTensor
 from oracle import attend_by_loops
 
 D_IN, HEADS, HEAD_DIM, TOKENS, BATCH, CONTEXT = 5, 3, 7, 11, 2, 13
@@ -85,17 +85,19 @@ def test_wrapper_and_split_are_equal_when_weights_are_copied():
     assert_close(wrapped(x), torch.cat([head(x) for head in wrapped.heads], dim=-1))
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_equals_nn_multihead_attention(bias, batch_first):
+def test_equals_nn_multihead_attention(bias, batch_first, is_causal):
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(D_OUT, HEADS, bias=bias, batch_first=batch_first).double()
     if bias:
         nn.init.normal_(theirs.in_proj_bias)
         nn.init.normal_(theirs.out_proj.bias)
-    ours, x = MultiHeadAttention.from_torch(theirs), tokens(BATCH, TOKENS, D_OUT, requires_grad=True)
+    ours = MultiHeadAttention.from_torch(theirs, is_causal=is_causal)
+    x = tokens(BATCH, TOKENS, D_OUT, requires_grad=True)
     assert ours(tokens(1, 5_000, D_OUT)).shape == (1, 5_000, D_OUT)  # no limit, as in the original
-    hide = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1)
+    hide = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1) if is_causal else None
     turned = x if batch_first else x.transpose(0, 1)
     want, weights = theirs(turned, turned, turned, attn_mask=hide, average_attn_weights=False)
     want = want if batch_first else want.transpose(0, 1)
@@ -103,6 +105,32 @@ def test_equals_nn_multihead_attention(bias, batch_first):
     assert_close(ours.attention_weights(x), weights)
     (want,) = torch.autograd.grad(want.square().sum(), x)
     assert_close(torch.autograd.grad(ours(x).square().sum(), x), (want,))
+
+
+def test_padding_means_what_it_means_in_nn_multihead_attention():
+    """There True means padding."""
+    theirs = nn.MultiheadAttention(D_OUT, HEADS, batch_first=True).double()
+    ours, x = MultiHeadAttention.from_torch(theirs, is_causal=False), tokens(BATCH, TOKENS, D_OUT)
+    real = torch.arange(TOKENS) < torch.tensor([[TOKENS], [4]])
+    assert_close(ours(x, real)[real], theirs(x, x, x, key_padding_mask=~real, need_weights=False)[0][real])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [("in_proj",), ("out_proj",), ("in_proj", "out_proj"), ("bias",), ()])
+def test_copies_are_frozen_where_the_original_is(bias, frozen):
+    theirs = nn.MultiheadAttention(D_OUT, HEADS, bias=bias, batch_first=True)
+    for name, parameter in theirs.named_parameters():
+        parameter.requires_grad_(not any(word in name for word in frozen))
+    ours = MultiHeadAttention.from_torch(theirs)
+    for linear in (ours.W_query, ours.W_key, ours.W_value):
+        assert linear.weight.requires_grad == theirs.in_proj_weight.requires_grad
+        assert not bias or linear.bias.requires_grad == theirs.in_proj_bias.requires_grad
+    assert ours.out_proj.weight.requires_grad == theirs.out_proj.weight.requires_grad
+    again = dict(ours.to_torch().named_parameters())
+    for name, parameter in theirs.named_parameters():
+        assert parameter.requires_grad == again[name].requires_grad, name
+    if frozen == ("in_proj", "out_proj"):
+        assert not any(parameter.requires_grad for parameter in (*ours.parameters(), *again.values()))
 
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
@@ -182,19 +210,6 @@ def test_joining_undoes_splitting(batch, length, heads, head_dim):
     assert torch.equal(join_heads(split_heads(x, heads)), x)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Remembers the most numbers that any operation returned."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        result = operation(*args, **(kwargs or {}))
-        for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.numel())
-        return result
-
-
 def test_no_tensor_of_tokens_by_tokens_is_made():
     length = 1_021
     attention = MultiHeadAttention(8, 8, length, 0.0, 2)
@@ -242,6 +257,8 @@ def test_errors_of_construction():
         MultiHeadAttention(5, 20, 13, 3, 2)  # dropout and num_heads in the wrong order
     with pytest.raises(ValueError, match="context_length must be at least 1; got 0"):
         MultiHeadAttention(5, 20, 0, 0.0, 2)
+    with pytest.raises(TypeError, match="is_causal must be a bool; got str"):
+        MultiHeadAttention(5, 20, 13, 0.0, 2, is_causal="no")
 
 
 def test_errors_of_conversion():

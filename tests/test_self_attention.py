@@ -105,6 +105,16 @@ def test_v1_from_v2_gives_the_same_numbers_and_owns_them(qkv_bias):
     assert_close(v2(x), before)
 
 
+def test_v1_from_v2_is_frozen_where_v2_is():
+    v2 = modules(qkv_bias=True)[1].eval()
+    v2.W_key.requires_grad_(False)
+    v2.W_value.bias.requires_grad_(False)
+    v1 = SelfAttention_v1.from_v2(v2)
+    frozen = [name for name, parameter in v1.named_parameters() if not parameter.requires_grad]
+    assert sorted(frozen) == ["W_key", "bias_key", "bias_value"]
+    assert not v1.training
+
+
 def test_the_seed_gives_the_draws_of_the_walk_throughs():
     torch.manual_seed(123)
     weights = [torch.randn(D_IN, D_OUT) for _ in range(3)]
