@@ -1,7 +1,8 @@
 """MultiHeadAttention beside the forms that people write by hand: python run.py bench multi_head
 
 Causal, 1 × 1024 tokens × 768, 12 heads. The sides take turns in one run, in a new order each round; medians, and
-ratios to attnlib's. `import attnlib` is measured beside `import torch` in interpreters of their own.
+ratios to attnlib's. One token and 64 tokens, 256 wide with 8 heads on one thread, show what a call costs beyond its
+arithmetic. `import attnlib` is measured beside `import torch` in interpreters of their own.
 """
 
 import argparse
@@ -24,7 +25,7 @@ TOKENS, SIZE, HEADS = 1024, 768, 12
 def by_hand(module: MultiHeadAttention, x: Tensor) -> Tensor:
     """The same module as a few lines on the fused kernel, without any check."""
     batch, tokens, _ = x.shape
-    shape = (batch, tokens, HEADS, -1)
+    shape = (batch, tokens, module.num_heads, -1)
     query, key, value = (f(x).view(shape).transpose(1, 2) for f in (module.W_query, module.W_key, module.W_value))
     heads = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return module.out_proj(heads.transpose(1, 2).reshape(batch, tokens, -1))
@@ -103,6 +104,19 @@ def main() -> None:
         for name, forward in forwards.items()
     }
     compare("forward and backward", both, arguments.rounds, device)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    small = MultiHeadAttention(256, 256, TOKENS, 0.0, 8).to(device).eval()
+    for tokens in (1, 64):
+        few = torch.randn(1, tokens, 256, device=device)
+        sides = {
+            "attnlib": lambda few=few: small(few),
+            "by hand on the fused kernel": lambda few=few: by_hand(small, few),
+        }
+        title = f"forward, {tokens} × 256, 8 heads, one thread"
+        compare(title, {n: without_gradients(f) for n, f in sides.items()}, 40 * arguments.rounds, device)
+    torch.set_num_threads(threads)
 
     imports = [(import_seconds("torch"), import_seconds("torch, attnlib")) for _ in range(7)]
     added = statistics.median(after for _, after in imports) - statistics.median(before for before, _ in imports)

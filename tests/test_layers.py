@@ -16,6 +16,8 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from attnlib.causal import CausalAttention
+from attnlib.lsh import LSHSelfAttention
+from attnlib.memory import MemoryAttention
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2
 
@@ -33,12 +35,28 @@ class Row:
     has_linears: bool = True
 
 
+class MemoryAttentionAlone(MemoryAttention):
+    """Without a memory, and with the arguments of the other layers."""
+
+    def forward(self, x, key_mask=None):
+        return super().forward(x, key_mask=key_mask)
+
+    def attention_weights(self, x, key_mask=None):
+        return super().attention_weights(x, key_mask=key_mask)
+
+
 LAYERS = {
     "v1": Row(lambda: SelfAttention_v1(D_IN, 3, True), is_causal=False, has_dropout=False, has_linears=False),
     "v2": Row(lambda: SelfAttention_v2(D_IN, 3, True), is_causal=False, has_dropout=False),
     "causal": Row(lambda: CausalAttention(D_IN, 3, CONTEXT, qkv_bias=True)),
     "wrapper": Row(lambda: MultiHeadAttentionWrapper(D_IN, 3, CONTEXT, 2, 0.0, True)),
     "multi_head": Row(lambda: MultiHeadAttention(D_IN, 6, CONTEXT, 0.0, 2, True)),
+    "lsh": Row(
+        lambda: LSHSelfAttention(D_IN, 6, 2, chunk_size=4, num_buckets=4, num_hashes=2, qkv_bias=True),
+        has_dropout=False,
+        has_weights=False,
+    ),
+    "memory": Row(lambda: MemoryAttentionAlone(D_IN, 6, CONTEXT, 0.0, 2, qkv_bias=True)),
     "full": Row(lambda: MultiHeadAttention(D_IN, 6, CONTEXT, 0.0, 2, True, is_causal=False), is_causal=False),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
