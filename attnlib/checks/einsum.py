@@ -174,25 +174,18 @@ check_head_output = Exercise(
     rearrange(out(pattern, value), "b q h d -> b (q h) d")  # Queries and heads are joined: join heads and d, (heads d).
     rearrange(out(pattern, value), "b q h d -> (b h) q d")  # Batch and heads are joined: join heads and d, (heads d).
     rearrange(out(pattern, value), "b q h d -> b (h d) q")  # The tokens come last: batch q (heads d).
-    rearrange(out(pattern, value), "b q h d -> q b (h d)")  # The tokens come first: batch q (heads d).
     out(pattern, value, "bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # Move q before heads, then merge.
     (pattern @ value).transpose(1, 2).flatten(2)  # @ needs value as (batch, heads, seq_k, d): use einsum.
     joined(pattern, value, "bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
-    joined(pattern, value, "bhqk,bqhd->bkhd")
     joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
     joined(pattern, value, "bhqk,bkgd->bqgd")  # heads needs one name: here the weights of all heads are summed.
     joined(pattern, value, "bhqk,bkgd->bqhd")  # heads needs one name: here the values of all heads are summed.
     joined(pattern, value, "bhqk,ckhd->bqhd")  # batch needs one name: here all values are summed.
-    joined(pattern, value, "bhqk,ckhd->cqhd")  # batch needs one name: here all weights are summed.
     out(pattern, value, "bhqk,bkhd->bqd")  # The heads are added up: they belong on the right of the arrow too.
-    out(pattern, value).mean(2)  # The heads are averaged: join them.
     out(pattern, value, "bhqk,bkhd->bqh")  # d is added up: it belongs on the right of the arrow too.
     joined(pattern, value, "bhqk,bkhd->qhd")  # The batch is added up: it belongs on the right of the arrow too.
-    out(pattern, value, "bhqk,bkhd->bhd")  # The queries are added up: they belong on the right of the arrow too.
     rearrange(out(pattern, value, "bhqk,bkhd->bqkhd"), "b q k h d -> b q (k h d)")  # seq_k must be summed.
-    out(pattern, value, "bhqk,bkhd->bqkhd")
     joined(pattern.softmax(-1), value)  # The pattern has its softmax already: a second one evens out the weights.
-    joined(pattern / pattern.sum(-1, keepdim=True), value)  # The pattern is divided again: use it as it is.
     joined(pattern, value) / value.shape[-1] ** 0.5  # The scale belongs to the scores, before the softmax: leave it
         # out.
     value.flatten(2)  # These are the values: average them with the pattern.
@@ -223,26 +216,20 @@ check_einsum_attention = Exercise(
     attention(x, W_query, W_key, W_value, size=W_query.shape[-1] ** 2)  # The scores are divided by d: take its root.
     attention(x, W_query, W_key, W_value, size=1 / W_query.shape[-1])  # The scores are multiplied by √d: divide.
     attention(x, W_query, W_key, W_value, size=1) / W_query.shape[-1] ** 0.5  # The scale belongs before the softmax.
-    attention(x, W_query, W_key, W_value) / W_query.shape[-1] ** 0.5  # The scale is applied again after the softmax.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-2))  # Softmax runs over queries: use dim=-1.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(1))  # Softmax runs over heads: use dim=-1.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s)  # Softmax is missing: scores are not weights.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s / s.sum(-1, True))
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp())  # The weights do not sum to one: use softmax.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # exp overflows.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s).softmax(-1)  # Take softmax of the scores, not of the
         # output.
-    attention(x, W_query, W_key, W_value).softmax(-1)  # Leave out the softmax of the output.
     attention(x, W_query, W_key, W_value, weigh=without_future)  # The future is hidden: full attention has no mask.
     F.scaled_dot_product_attention(project(x, W_query), project(x, W_key), project(x, W_value))  # Here heads attend to
         # heads: the scores are (batch, heads, q, k).
     attention(x, W_key, W_query, W_value)  # Query and key are swapped.
     attention(x, W_query, W_value, W_key)  # Key and value are swapped.
-    attention(x, W_value, W_key, W_query)  # Query and value are swapped.
     attention(x, W_query, W_key, W_key)  # The pattern averages the keys: it must average the values.
     attention(x, W_query, W_query, W_value)  # Queries meet queries: the keys come from W_key.
-    attention(x, W_key, W_key, W_value)  # Keys meet keys: the queries come from W_query.
     attention(x, W_query, W_key, W_value, scores="bqhd,bkhe->bhqk")  # d needs one name in the scores.
     attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # heads needs one name in the scores.
     attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # heads needs one name in the output.
@@ -254,12 +241,10 @@ check_einsum_attention = Exercise(
     attention(x.sum(-1, True), *(weight.sum(1, True) for weight in (W_query, W_key, W_value)))  # d_model needs one
         # name.
     attention(x, W_query.mT, W_key.mT, W_value.mT)  # Read each weight as (heads, d_model, d).
-    attention(x, W_query.mT, W_key.mT, W_value.mT, size=W_query.shape[-1])
     attention(x, W_query, W_key, W_value).transpose(1, 2)  # The heads come before the tokens: batch tokens heads d.
     attention(x, W_query, W_key, W_value).mT  # heads and d are swapped: batch tokens heads d.
     attention(x, W_query, W_key, W_value).flatten(2)  # The heads are joined: here they keep their axis.
     attention(x, W_query, W_key, W_value).sum(2)  # The heads are added up: they belong on the right of the arrow too.
-    attention(x, W_query, W_key, W_value).sum(-1)  # d is added up: it belongs on the right of the arrow too.
     products(x, W_query, W_key, 1)  # These are the scores: scale, softmax and values are still to come.
     products(x, W_query, W_key, W_query.shape[-1])  # These are the scaled scores: softmax and values are still to come.
     products(x, W_query, W_key, W_query.shape[-1]).softmax(-1)  # This is the pattern: average the values with it.

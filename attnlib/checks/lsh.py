@@ -144,7 +144,9 @@ check_sort_and_undo = Exercise(
     undone(ticket(buckets, int(buckets.max()) + 1).argsort(stable=True))  # Multiply by len(buckets), not by max + 1.
     undone(ticket(buckets, 10).argsort(stable=True))  # A fixed factor is too small: use the number of tokens.
     undone(ticket(buckets, 100).argsort(stable=True))
+    undone(ticket(buckets, 100).argsort())
     undone(ticket(buckets, 1000).argsort(stable=True))
+    undone(ticket(buckets, 1000).argsort())
     undone(ticket(buckets, len(buckets) - 1).argsort(stable=True))  # One too small: multiply by the number of tokens.
     order(buckets)  # Only the order is returned: torch.stack([order, undo]).
     order(buckets).argsort()  # Only the undo is returned: torch.stack([order, undo]).

@@ -105,31 +105,23 @@ check_memory_keys = Exercise(
     """
     memory_keys(stacked.flip(-2), heads)  # These are the values: the keys are at index 0 of the axis of size 2.
     memory_keys(stacked.sum(-2, True), heads)  # Keys and values are added: take index 0 of the axis of size 2.
-    memory_keys(stacked.mean(-2, True), heads)  # Keys and values are averaged: take index 0 of the axis of size 2.
     memory_keys(stacked.reshape(*stacked.shape[:3], -1, 2).mT, heads)  # Keys and values are mixed: take [..., 0, :].
     keys_by(stacked, heads, "b s k (h d) -> b h s k d")  # This is the layout of values: keys end in (head_dim, top_k).
     keys_by(stacked, heads, "b s k (h d) -> b s h d k")  # The heads are not brought forward: they come right after b_s.
     keys_by(stacked, heads, "b s k (h d) -> b s k h d")  # Move the axes: (b_s, heads, seq_len, head_dim, top_k).
     keys_by(stacked, heads, "b s k (h d) -> b s h k d")
-    keys_by(stacked, heads, "b s k (h d) -> h b s d k")  # The heads come before b_s: the batch comes first.
     keys_by(stacked, heads, "b s k (h d) -> b h k d s")  # seq_len belongs right after heads.
-    keys_by(stacked, heads, "b s k (h d) -> b h k s d")
     keys_by(stacked, heads, "b s k (h d) -> b h d s k")  # seq_len belongs right after heads.
     keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
-    keys_by(stacked, heads, "b s k (h d) -> b k s (h d)")
     keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
     rearrange(stacked[..., 0, :], "b s k (h d) -> b h s d k", d=heads)  # This makes head_dim heads: use h=heads.
     rearrange(stacked[..., 0, :], "b s k (d h) -> b h s d k", d=heads)
     keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
-    keys_by(stacked, heads, "b s k (d h) -> b h s k d")
-    keys_by(stacked, heads, "b s k (d h) -> b s h d k")
     right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: permute as well.
     stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # Heads are brought forward by permute.
     right_shape(memory_keys(stacked, heads).mT, stacked, heads)  # reshape cannot swap the last two axes: use .mT.
     right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # Use permute in place of reshape.
     right_shape(keys_by(stacked, heads, "b s k (h d) -> b s k h d").transpose(2, 3), stacked, heads)
-    memory_keys(stacked, heads).flatten(0, 1)  # b_s and heads are joined: keep both axes.
-    memory_keys(stacked, heads)[..., :1]  # Only the first memory is kept: keep all top_k.
     memory_keys(stacked, heads) / root(stacked.shape[-1] // heads)  # The keys are not scaled: the scores are, later.
     """,
     "Right: (b_s, heads, seq_len, head_dim, top_k), and nothing is mixed up.",
@@ -147,9 +139,7 @@ check_memory_scores = Exercise(
     dots(query, keys)  # The scores are not scaled: divide by the root of head_dim.
     dots(query, keys) / query.shape[-1]  # The scores are divided by head_dim: divide by its root, once.
     memory_scores(query, keys) / root(query.shape[-1])
-    dots(query, keys) * root(query.shape[-1])  # The scores are multiplied by the root of head_dim: divide by it.
     dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: √head_dim counts.
-    dots(query, keys) / keys.shape[-1]
     dots(query, keys) / root(query.shape[1])  # The scale is √heads: head_dim, the length of a query, counts.
     dots(query, keys) / root(query.shape[2])  # The scale is √seq_len: head_dim, the length of a query, counts.
     dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: each head has head_dim.
@@ -162,9 +152,7 @@ check_memory_scores = Exercise(
     query.unsqueeze(2) @ keys  # Each query meets every token's memories: unsqueeze(-2). The scale is missing too.
     query @ keys
     query[..., None] * keys / root(query.shape[-1])  # The products are not summed: d is missing right of the arrow.
-    query[..., None] * keys
     (query[..., None] * keys).sum(-1)  # The sum runs over top_k: it must run over head_dim, dim=-2.
-    (query[..., None] * keys).sum(-1) / root(query.shape[-1])
     summed(query, keys, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
     summed(query, keys, "bhsd,bgsdk->bhsk")  # heads needs one name: here its keys are summed.
     summed(query, keys, "bhsd,bhsek->bhsk")  # head_dim needs one name: here each is summed.
@@ -172,10 +160,7 @@ check_memory_scores = Exercise(
     summed(query, keys, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
     summed(query, keys, "bhsd,bhsdk->bhks")  # The order is (b_s, heads, seq_len, top_k).
     summed(query, keys, "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
-    summed(query, keys, "bhsd,bhsdk->bhk")  # The tokens are added up: s must stay.
     summed(query, keys, "bhsd,bhsdk->bhs")  # The memories are added up: k must stay.
-    -memory_scores(query, keys)  # The sign is wrong: a better fit is a larger score.
-    torch.cosine_similarity(query[..., None], keys, dim=-2)  # These are cosines: divide by the root of head_dim only.
     """,
     "Right: one scaled score for each token, head and memory.",
 )
@@ -208,25 +193,19 @@ check_topk_attention = Exercise(
     kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # Take the top_k first, so that weights sum to one.
     weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values)
     weigh(query, key, value, top_k, lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
-    weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values.softmax(-1))
     kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # exp(0) is 1: leave the others out, or use −inf.
     kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # Real scores may be lower than that: use −inf.
     over(query, key, value, top_k, 1)  # The scores are not scaled: divide by the root of head_dim.
     over(query, key, value, top_k, query.shape[-1] ** 2)  # The scores are divided by head_dim: divide by its root,
         # once.
     over(query, key, value, top_k, 1) / root(query.shape[-1])  # The scale comes after the softmax: scale the scores.
-    over(query, key, value, top_k, value.shape[-1])  # The scale is √value_dim: √head_dim counts.
     over(query, key, value, top_k, top_k)  # The scale is √top_k: √head_dim counts.
     over(query, key, value, top_k, len(key))  # The scale is √memories: √head_dim counts.
     weigh(query, key, value, top_k, lambda s: s.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
     weigh(query, key, value, top_k, lambda s: s)  # The scores are used as weights: take their softmax.
-    weigh(query, key, value, top_k, lambda s: s / s.sum(-1, keepdim=True))
     weigh(query, key, value, top_k, lambda s: s.exp())  # The weights do not sum to one: use softmax.
-    weigh(query, key, value, top_k, lambda s: s.exp() / s.exp().sum(-1, keepdim=True))  # exp overflows: use softmax.
-    weigh(query, key, value, top_k, lambda s: s.softmax(-1).flip(-1))  # The best weight must meet the best value.
     weigh(query, key, value, top_k, lambda s: torch.ones_like(s))  # All best values count in full: use softmax.
     weigh(query, key, value, top_k, lambda s: torch.ones_like(s) / top_k)  # All best values count equally: use softmax.
-    weigh(query, key, value, top_k)[None]  # An axis of size 1 is left over.
     weigh(query, key, key, top_k)  # The keys are averaged: average the values.
     best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # A literal @ mixes tokens: give the
         # weights an axis with unsqueeze(-2), or use an einsum.
@@ -237,7 +216,6 @@ check_topk_attention = Exercise(
     only(query, key, value, best(query, key, top_k)[1][0])  # All tokens take the memories of the first one.
     only(query, key, value, slice(top_k))  # These are the first top_k memories: take the best ones.
     only(query, key, value, slice(-top_k, None))  # These are the last top_k memories: take the best ones.
-    topk_attention(query, key, value, 1)  # Only the best memory is used: average over top_k.
     topk_attention(query, key, value, max(top_k - 1, 1))  # One memory too few is kept.
     topk_attention(query, key, value, min(top_k + 1, len(key)))  # One memory too many is kept.
     best(query, key, top_k)[0].softmax(-1)  # These are the weights: average the values with them.
@@ -275,9 +253,7 @@ check_joint = Exercise(
     local  # This is the local part alone: the memory counts too.
     remote  # This is the memory alone: the local part counts too.
     local + mixed(local, 0 * a, remote, (b - a).sigmoid())  # Local counts in full: its share is 1 − remote's.
-    remote + mixed(local, (a - b).sigmoid(), remote, 0 * b)  # Remote counts in full: its share is 1 − local's.
     mixed(local, 0 * a, remote, (b - a).sigmoid())  # The share of local is missing.
-    mixed(local, (a - b).sigmoid(), remote, 0 * b)  # The share of remote is missing.
     (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: unsqueeze(-1).
     (b - a).sigmoid().unsqueeze(-2) * remote + (a - b).sigmoid().unsqueeze(-2) * local
     joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.
@@ -285,10 +261,8 @@ check_joint = Exercise(
     mixed(local, a, remote, b)
     divided(local, a.exp(), remote, b.exp())  # exp overflows or rounds to 0: use a sigmoid of the difference.
     divided(local, a.double().exp(), remote, b.double().exp())
-    divided(local, a.exp(), remote, b.exp()).nan_to_num()
     divided(local, (a - torch.maximum(a, b).max()).exp(), remote, (b - torch.maximum(a, b).max()).exp())  # Each token
         # needs its own maximum.
-    divided(local, (a - a.max()).exp(), remote, (b - a.max()).exp())
     divided(local, (a - a).exp(), remote, (b - a).exp())  # exp(b − a) overflows if b is far above a.
     divided(local, (a - b).exp(), remote, (b - b).exp())  # exp(a − b) overflows if a is far above b.
     mixed(local, a.exp(), remote, b.exp())  # The weights do not sum to one: divide them by their sum.
@@ -297,15 +271,10 @@ check_joint = Exercise(
     mixed(local, 1 - b.sigmoid(), remote, b.sigmoid())  # This share ignores a: the difference b − a counts.
     mixed(local, a.sigmoid(), remote, 1 - a.sigmoid())  # This share ignores b: the difference b − a counts.
     mixed(local, a.sigmoid(), remote, b.sigmoid())  # Each share depends on the difference of both.
-    divided(local, a.sigmoid(), remote, b.sigmoid())
-    mixed(local, 1 - (a + b).sigmoid(), remote, (a + b).sigmoid())  # The log-sum-exps are added: subtract them.
     torch.where((b > a)[..., None], remote, local)  # Only the heavier part is kept: both count.
-    torch.maximum(local, remote)  # The larger number is taken at each place: average the parts by their shares.
     joint(local, a, remote, b) / 2  # The result is halved: the shares already sum to one.
-    joint(local, a, remote, b).sum(-1)  # The sum runs over value_dim too: keep that axis.
     torch.stack([a, b]).softmax(0)  # These are the shares: weight the outputs with them.
     (b - a).sigmoid()  # This is the share of the memory: weight the outputs with it.
-    torch.logaddexp(a, b)  # This is the log-sum-exp of both: return the output.
     """,
     "Right: exactly one softmax over both, with large scores and with an empty part.",
 )
