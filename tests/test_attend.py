@@ -302,9 +302,10 @@ def test_attention_stores_neither_weights_nor_masks_of_that_size(case, kind, is_
     with LargestTensor() as largest:
         output.sum().backward()
     assert largest.numbers < q * k / 3
-    with LargestTensor() as largest:
-        attend(*inputs, is_causal=is_causal)
-    assert largest.numbers >= q * k  # the counter does see such a tensor
+    if case == "two axes":
+        with LargestTensor() as largest:
+            attend(*inputs, is_causal=is_causal)
+        assert largest.numbers >= q * k  # the counter does see such a tensor
 
 
 def test_padding_may_hold_anything_in_every_function():
