@@ -107,11 +107,9 @@ def plot_heads(weights: Tensor, *, labels: Labels = None, titles: Labels = None)
         raise ValueError(f"weights must have shape (heads, q_tokens, kv_tokens); got {array.shape}")
     heads, rows, columns = array.shape
     width, height = max(2.4, 0.28 * columns + 1.2) * heads + 0.9, max(2.6, 0.28 * rows + 1.4)
-    axes = page(width, height, heads, sharey=True)
-    draw_weights(axes, list(array), labels, labels)
-    for ax, title in zip(axes, titles or [f"Head {head}" for head in range(heads)]):
-        ax.set_title(title)
-    return axes
+    return _side_by_side(
+        list(array), titles or [f"Head {head}" for head in range(heads)], labels, labels, width, height
+    )
 
 
 @style.context("default")
@@ -130,10 +128,16 @@ def plot_lookup(
     for matrix in matrices:
         if matrix.shape != wanted:
             raise ValueError(f"every matrix must have shape (q_tokens, kv_tokens) = {wanted}; got {matrix.shape}")
+    return _side_by_side(matrices, titles, query_labels, key_labels, 2.3 * len(matrices) + 1.7, 3.0)
+
+
+def _side_by_side(
+    matrices: list[np.ndarray], titles: Sequence[str], rows: Labels, columns: Labels, width: float, height: float
+) -> np.ndarray:
     if len(titles) != len(matrices):
         raise ValueError(f"titles must hold a line for each of the {len(matrices)} matrices; got {len(titles)}")
-    axes = page(2.3 * len(matrices) + 1.7, 3.0, len(matrices), sharey=True)
-    draw_weights(axes, matrices, query_labels, key_labels)
+    axes = page(width, height, len(matrices), sharey=True)
+    draw_weights(axes, matrices, rows, columns)
     for ax, title in zip(axes, titles):
         ax.set_title(title)
     return axes
