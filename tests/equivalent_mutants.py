@@ -1,6 +1,36 @@
 """Mutants that change nothing on any input that the exercise allows, each with the reason."""
 
+
+def _multi_head(shape="query", swap="(1, 2)", width="query", join="transpose(1, 2).flatten(-2)"):
+    return (
+        f"def multi_head(query, key, value, num_heads):\n    batch, tokens, d_out = {shape}.shape\n"
+        "    sizes = (batch, tokens, num_heads, d_out // num_heads)\n"
+        f"    query, key, value = (part.view(sizes).transpose{swap} for part in (query, key, value))\n"
+        f"    scores = query @ key.mT / {width}.shape[-1] ** 0.5\n"
+        "    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(diagonal=1)\n"
+        "    weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)\n"
+        f"    return (weights @ value).{join}"
+    )
+
+
 EQUIVALENT = {
+    "check_split_heads": {
+        "def split_heads(x, num_heads):\n    batch, tokens, d_out = x.shape\n"
+        "    return x.view(batch, tokens, num_heads, d_out // num_heads).transpose(2, 1)": "a swap has no order",
+    },
+    "check_join_heads": {
+        "def join_heads(heads):\n    return heads.transpose(2, 1).flatten(-2)": "a swap has no order",
+        "def join_heads(heads):\n    return heads.transpose(1, 2).flatten(2)": "of four axes, 2 is the last but one",
+    },
+    "check_multi_head": {
+        _multi_head(shape="key"): "query, key and value have the same shape",
+        _multi_head(shape="value"): "query, key and value have the same shape",
+        _multi_head(width="key"): "query, key and value have the same head_dim",
+        _multi_head(width="value"): "query, key and value have the same head_dim",
+        _multi_head(swap="(2, 1)"): "a swap has no order",
+        _multi_head(join="transpose(2, 1).flatten(-2)"): "a swap has no order",
+        _multi_head(join="transpose(1, 2).flatten(2)"): "of four axes, 2 is the last but one",
+    },
     "check_scaled_weights": {
         "def scaled_weights(query, key):\n    scores = query @ key.T / query.shape[1] ** 0.5\n"
         "    return torch.softmax(scores, dim=-1)": "a query has two axes, so 1 is the last",
@@ -21,7 +51,7 @@ EQUIVALENT = {
     },
     "check_cosine_context": {
         "def cosine_context(tokens):\n    directions = tokens / tokens.norm(dim=1, keepdim=True)\n"
-        "    return torch.softmax(directions @ directions.T, dim=-1) @ tokens": "tokens have two axes, so 1 is the last",
+        "    return torch.softmax(directions @ directions.T, dim=-1) @ tokens": "tokens have two axes, 1 is the last",
         "def cosine_context(tokens):\n    directions = tokens / tokens.norm(dim=-1, keepdim=True)\n"
         "    return torch.softmax(directions @ directions.T, dim=1) @ tokens": "scores have two axes, so 1 is the last",
     },

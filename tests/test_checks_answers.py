@@ -6,26 +6,33 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from attnlib import SelfAttention_v2
+from attnlib import MultiHeadAttention, MultiHeadAttentionWrapper, SelfAttention_v2
 from attnlib.attend import Attended, attend, merge
 from attnlib.checks import (
+    check_causal_weights,
     check_combine_rounds,
     check_context_vectors,
     check_cosine_context,
     check_count_once,
+    check_dropout,
     check_einsum_attention,
     check_hash,
     check_head_output,
+    check_join_heads,
     check_joint,
+    check_leak,
     check_linear,
     check_log_sum_exp,
+    check_look_mask,
     check_loops_equation,
     check_matmul_equation,
     check_memory_keys,
     check_memory_scores,
     check_merge,
+    check_multi_head,
     check_online_step,
     check_overlapping,
+    check_parameter_count,
     check_same,
     check_scaled_weights,
     check_scores,
@@ -33,7 +40,9 @@ from attnlib.checks import (
     check_self_attention,
     check_softmax,
     check_sort_and_undo,
+    check_split_heads,
     check_topk_attention,
+    check_two_columns,
     check_v2_from_v1,
     check_visible,
     check_weighted_average,
@@ -101,6 +110,60 @@ def leave_one(v1):
     return v2
 
 
+def upper(scores, diagonal):
+    return torch.full(scores.shape[-2:], -torch.inf).triu(diagonal)
+
+
+def causal_with_loops(scores):
+    rows = scores.reshape(-1, *scores.shape[-2:])
+    result = torch.zeros_like(rows)
+    for b, i in ((b, i) for b in range(len(rows)) for i in range(rows.shape[1])):
+        result[b, i, : i + 1] = softmax_row_by_row(rows[b, i, : i + 1])
+    return result.reshape(scores.shape)
+
+
+def mask_with_loops(lengths, tokens):
+    return torch.tensor(
+        [[[key <= query and key < length for key in range(tokens)] for query in range(tokens)] for length in lengths]
+    )
+
+
+def leak_of(layer, x, position):
+    return (layer(torch.cat([x[:position], x[position:] + 1]))[:position] - layer(x)[:position]).abs().max()
+
+
+def changes_its_input(layer, x, position):
+    before = layer(x.clone())
+    x[position:] += 1
+    return (layer(x) - before)[:position].abs().max()
+
+
+def wrapper(x, seed=5, d_out=1, num_heads=2):
+    if seed is not None:
+        torch.manual_seed(seed)
+    return MultiHeadAttentionWrapper(x.shape[2], d_out, x.shape[1], num_heads, dropout=0.0)(x)
+
+
+def counted(d_in, d_out, num_heads, qkv_bias):
+    with torch.device("meta"):
+        layer = MultiHeadAttention(d_in, d_out, 7, 0.0, num_heads, qkv_bias)
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def multi_head_by_slices(query, key, value, num_heads):
+    outputs = []
+    for q, k, v in zip(*(x.chunk(num_heads, -1) for x in (query, key, value))):
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        outputs.append(torch.softmax(scores + upper(scores, 1), -1) @ v)
+    return torch.cat(outputs, -1)
+
+
+def multi_head_with_einops(query, key, value, num_heads, join="b h t c -> b t (h c)"):
+    q, k, v = (einops.rearrange(x, "b t (h c) -> b h t c", h=num_heads) for x in (query, key, value))
+    scores = torch.einsum("bhqc,bhkc->bhqk", q, k) * q.shape[-1] ** -0.5
+    return einops.rearrange(causal_with_loops(scores) @ v, join)
+
+
 # Notebooks 00 to 04: (check, answer), and (check, answer, words of the verdict).
 RIGHT_00_TO_04 = [
     (check_weighted_average, lambda w, values: (w[:, None] * values).sum(0)),
@@ -134,6 +197,26 @@ RIGHT_00_TO_04 = [
     (check_linear, lambda x, weight, bias: torch.einsum("...i,oi->...o", x, weight) + bias),
     (check_v2_from_v1, carried),
     (check_v2_from_v1, carried_by_state_dict),
+    (check_causal_weights, causal_with_loops),
+    (check_causal_weights, lambda s: (s + upper(s, 1)).softmax(-1)),
+    (check_causal_weights, lambda s: s.masked_fill(upper(s, 1).isinf(), torch.finfo(s.dtype).min).softmax(-1)),
+    (check_look_mask, mask_with_loops),
+    (check_look_mask, lambda n, t: (torch.arange(t) < n.view(-1, 1, 1)).logical_and(torch.ones(t, t).tril())),
+    (check_dropout, lambda w, keep, p: torch.where(keep, w / (1 - p), 0.0)),
+    (check_leak, leak_of),
+    (check_leak, lambda *arguments: float(leak_of(*arguments))),
+    (check_two_columns, wrapper),
+    (check_two_columns, lambda x: wrapper(x, num_heads=4)[..., :2]),
+    (check_split_heads, lambda x, h: einops.rearrange(x, "b t (h c) -> b h t c", h=h)),
+    (check_split_heads, lambda x, h: torch.stack(x.chunk(h, -1), 1)),
+    (check_split_heads, lambda x, h: x.unflatten(-1, (h, -1)).permute(0, 2, 1, 3)),
+    (check_join_heads, lambda x: einops.rearrange(x, "b h t c -> b t (h c)")),
+    (check_join_heads, lambda x: torch.cat(list(x.unbind(1)), -1)),
+    (check_join_heads, lambda x: x.transpose(1, 2).contiguous().view(len(x), x.shape[2], -1)),
+    (check_parameter_count, counted),
+    (check_parameter_count, lambda i, o, heads, bias: o * (3 * i + 3 * bias + o + 1)),
+    (check_multi_head, multi_head_by_slices),
+    (check_multi_head, multi_head_with_einops),
     (check_cosine_context, lambda x: (e := (F.normalize(x) @ F.normalize(x).T).exp()) / e.sum(-1, keepdim=True) @ x),
 ]
 WRONG_00_TO_04 = [
@@ -165,6 +248,23 @@ WRONG_00_TO_04 = [
     (check_v2_from_v1, lambda v1: SelfAttention_v2(*v1.W_query.shape, qkv_bias=True), "has no bias here"),
     (check_v2_from_v1, lambda v1: 3, "Return a new SelfAttention_v2"),
     (check_v2_from_v1, lambda v1: carried(v1, lambda w: nn.Parameter(w.T.clone(), False)), "are frozen"),
+    (check_causal_weights, lambda s: s.masked_fill(upper(s, 1).isinf(), -50.0).softmax(-1), "a finite number"),
+    (check_causal_weights, lambda s: (e := s.exp().tril()) / e.sum(-1, keepdim=True), "overflow"),
+    (check_look_mask, lambda n, t: mask_with_loops(n, t).float(), "boolean tensor"),
+    (check_look_mask, lambda n, t: mask_with_loops(n, t)[-1], "should return the shape"),
+    (check_dropout, lambda w, keep, p: F.dropout(w, p), "Two calls give different numbers"),
+    (check_leak, changes_its_input, "changes its input"),
+    (check_two_columns, lambda x: wrapper(x, seed=None), "right before you make the wrapper"),
+    (check_two_columns, lambda x: wrapper(x, seed=6), "has the right shape, but"),
+    (check_split_heads, lambda x, h: x, "should return the shape"),
+    (check_join_heads, lambda x: x.transpose(1, 2).view(len(x), x.shape[2], -1), "RuntimeError"),
+    (check_parameter_count, lambda i, o, heads, bias: 150, "gives 150"),
+    (
+        check_multi_head,
+        lambda q, k, v, h: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        "do without scaled_dot_product_attention()",
+    ),
+    (check_multi_head, lambda *x: multi_head_with_einops(*x, join="b h t c -> b t (c h)"), "alternate in the join"),
     (check_cosine_context, lambda x: (x @ x.T / x.norm() ** 2).softmax(-1) @ x, "All tokens share one length"),
 ]
 

@@ -127,7 +127,7 @@ class _Judge:
                 stopped = result
                 break
             results.append(result)
-            if not _same(result, _tensor(self.exercise.solve(*_copied(inputs)))):
+            if not _same(result, _tensor(self.wanted(inputs))):
                 wrong.append(len(results) - 1)
         if not wrong:
             return self.after_right_ones(stopped, len(results))
@@ -135,7 +135,7 @@ class _Judge:
         again = self.result(inputs)
         if isinstance(again, Tensor) and not _same(again, result):
             return Verdict("✗", self.exercise.chance)
-        wanted = self.exercise.solve(*_copied(inputs))
+        wanted = self.wanted(inputs)
         said = self.named(range(len(results)), results)
         if not said and all(self.squeezed(self.exercise.cases[i], results[i]) for i in wrong):
             said = "The numbers are right, but an axis of size 1 is missing: name the one to squeeze, squeeze(-1)."
@@ -163,9 +163,13 @@ class _Judge:
         worked, failed = (_described(self.exercise, self.exercise.cases[i]) for i in (count - 1, count))
         return Verdict(stopped.sign, f"Right for {worked}. But for {failed}: {stopped.message}")
 
+    def wanted(self, inputs: tuple) -> object:
+        with torch.random.fork_rng(devices=[]):  # a seed that the reference sets must not help the answer
+            return self.exercise.solve(*_copied(inputs))
+
     def result(self, inputs: tuple) -> Tensor | Verdict:
         """The learner's result as a tensor, or what to say if there is none."""
-        fresh, watch, wanted = _copied(inputs), _Watch(self.exercise.forbidden), self.exercise.solve(*_copied(inputs))
+        fresh, watch, wanted = _copied(inputs), _Watch(self.exercise.forbidden), self.wanted(inputs)
         try:
             with watch:
                 got = self.run(*fresh)

@@ -1,297 +1,375 @@
-"""Checks for notebook 04: the size of a head, cutting and joining heads, counting parameters, the whole computation."""
+"""Exercises of notebook 04: the size of a head, splitting and joining heads, counting parameters, all of it."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from attnlib.attend import attend
-from attnlib.checks._judge import Verdict, differs, judge
-from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
+from attnlib.checks.exercise import Exercise, draw
+from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper
 
 
-def check_two_columns(answer: Callable[[Tensor], Tensor]) -> Verdict:
-    """Check ``answer(x)``: seed 5, then a two-headed wrapper without dropout whose output (batch, tokens, 2)."""
-    generator = torch.Generator().manual_seed(3)
-    cases = [(torch.rand(*shape, generator=generator),) for shape in ((2, 6, 3), (3, 5, 4))]
-    mistakes = {
-        "The output has num_heads · d_out columns: with two heads of d_out=2 that is four.": lambda x: _wrapped(
-            x, d_out=2
-        ),
-        "This is one head with two columns; the exercise wants two heads with one column each.": lambda x: _wrapped(
-            x, d_out=2, num_heads=1
-        ),
-        "Dropout is on: the wrapper's default is 0.1. Give dropout=0.0.": lambda x: _wrapped(x, dropout=0.1),
-        "One head with one column: the wrapper needs num_heads=2.": lambda x: _wrapped(x, num_heads=1),
-        "Both columns come from one head, or from two with the same weights: set the seed once, and make one wrapper "
-        "with num_heads=2.": lambda x: _wrapped(x, num_heads=1).repeat(1, 1, 2),
-        "The Linears have a bias: leave qkv_bias out.": lambda x: _wrapped(x, qkv_bias=True),
-        "MultiHeadAttention has an out_proj besides: take MultiHeadAttentionWrapper.": _split_layer,
-    }
-    with torch.random.fork_rng(devices=[]):
-        verdict = judge(
-            answer,
-            _wrapped,
-            cases,
-            mistakes=mistakes,
-            success="Right: two heads with one column each make two columns.",
-        )
-        if verdict.status == "failed" and differs(answer, cases[0], (*cases[0][0].shape[:2], 2)):
-            return Verdict(
-                "failed",
-                "Two calls give different numbers: call torch.manual_seed(5) right before you make the wrapper.",
-            )
-    return verdict
-
-
-def check_split_heads(answer: Callable[[Tensor, int], Tensor]) -> Verdict:
-    """Check ``answer(x, num_heads)``: (batch, tokens, d_out) to (batch, num_heads, tokens, head_dim)."""
-    generator = torch.Generator().manual_seed(5)
-    sizes = (((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 3, 5), 1), ((1, 4, 6), 6))
-    cases = [(torch.randn(*shape, generator=generator), heads) for shape, heads in sizes]
-    mistakes = {
-        "A view straight to (batch, heads, tokens, head_dim) mixes the tokens: view to (batch, tokens, heads, "
-        "head_dim), then transpose.": _straight,
-        "The axes of tokens and heads have not changed places: transpose(1, 2) after the view.": lambda x, h: x.view(
-            *x.shape[:2], h, -1
-        ),
-        "Neighbouring columns belong to one head: view the columns as (heads, head_dim), not as (head_dim, "
-        "heads).": lambda x, h: x.view(*x.shape[:2], -1, h).permute(0, 3, 1, 2),
-        "The last two axes have changed places: transpose(1, 2), the tokens and the heads.": lambda x, h: x.view(
-            *x.shape[:2], h, -1
-        ).transpose(2, 3),
-        "Each head is transposed: its shape is (tokens, head_dim).": lambda x, h: split_heads(x, h).mT,
-        "The heads are a list of slices along the first axis: put them on axis 1.": lambda x, h: torch.stack(
-            x.chunk(h, dim=-1)
-        ),
-        "The transpose comes before the cut, which mixes the tokens: view the columns as (heads, head_dim) "
-        "first.": lambda x, h: x.mT.reshape(x.shape[0], h, x.shape[1], -1),
-        "num_heads is how many heads there are, not how wide one is: the width is d_out // num_heads.": lambda x, h: (
-            torch.stack(x.split(h, dim=-1), 1)
-        ),
-        "The columns are viewed as (head_dim, heads), and nothing changes places: view them as (heads, head_dim), "
-        "then transpose(1, 2).": lambda x, h: x.view(*x.shape[:2], -1, h),
-    }
-    return judge(
-        answer, split_heads, cases, mistakes=mistakes, success="Right: each head keeps all tokens and its own columns."
-    )
-
-
-def check_join_heads(answer: Callable[[Tensor], Tensor]) -> Verdict:
-    """Check ``answer(heads)``: (batch, num_heads, tokens, head_dim) to (batch, tokens, num_heads · head_dim)."""
-    generator = torch.Generator().manual_seed(7)
-    cases = [(torch.randn(*shape, generator=generator),) for shape in ((2, 3, 5, 4), (3, 2, 7, 5), (2, 1, 3, 6))]
-    mistakes = {
-        "A reshape without the transpose mixes the tokens: bring the tokens before the heads first.": lambda x: (
-            x.reshape(x.shape[0], x.shape[2], -1)
-        ),
-        "The heads are averaged: put them side by side.": lambda x: x.mean(1),
-        "The heads are added: put them side by side.": lambda x: x.sum(1),
-        "The columns of the heads alternate: keep each head's columns together.": lambda x: x.permute(
-            0, 2, 3, 1
-        ).flatten(-2),
-        "The heads stand below each other: join them along the last axis.": lambda x: x.flatten(1, 2),
-        "The heads and head_dim are still two axes: flatten the last two.": lambda x: x.transpose(1, 2),
-        "The tokens and head_dim became one axis: bring the tokens before the heads first.": lambda x: x.flatten(-2),
-        "The tokens and the heads became one axis: flatten the last two, flatten(-2).": lambda x: x.transpose(
-            1, 2
-        ).flatten(1, 2),
-        "transpose(2, 3) turns each head over and leaves the heads where they are: transpose(1, 2).": lambda x: (
-            x.mT.reshape(x.shape[0], x.shape[2], -1)
-        ),
-    }
-    return judge(
-        answer, join_heads, cases, mistakes=mistakes, success="Right: the heads stand side by side, token by token."
-    )
-
-
-def check_parameter_count(answer: Callable[[int, int, int, bool], int]) -> Verdict:
-    """Check ``answer(d_in, d_out, num_heads, qkv_bias)``: the number of parameters of ``MultiHeadAttention``."""
-    cases = [(11, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False)]
-    mistakes = {
-        "The heads share the matrices: the number of heads does not count.": lambda i, o, h, b: h * _count(i, o, h, b),
-        "out_proj is missing: d_out · d_out weights and a bias.": lambda i, o, h, b: 3 * (i * o + b * o),
-        "out_proj has a bias whatever qkv_bias says: d_out more.": lambda i, o, h, b: _count(i, o, h, b) - o,
-        "No bias is counted: out_proj has one of d_out numbers, and the three others have one each with "
-        "qkv_bias.": lambda i, o, h, b: 3 * i * o + o * o,
-        "W_query, W_key and W_value are three matrices.": lambda i, o, h, b: i * o + b * o + o * o + o,
-        "With qkv_bias, W_query, W_key and W_value have d_out biases each.": lambda i, o, h, b: _count(i, o, h, False),
-        "The biases of W_query, W_key and W_value count only with qkv_bias.": lambda i, o, h, b: _count(i, o, h, True),
-        "out_proj takes what the heads give, d_out numbers, not d_in.": lambda i, o, h, b: (
-            3 * (i * o + b * o) + i * o + o
-        ),
-        "A bias has one number for each column that comes out, d_out, not d_in.": lambda i, o, h, b: (
-            3 * (i * o + b * i) + o * o + o
-        ),
-        "W_query, W_key and W_value have d_in · d_out weights each, not d_out · d_out.": lambda i, o, h, b: _count(
-            o, o, h, b
-        ),
-        "out_proj has d_out · d_out weights and d_out biases: d_in plays no part.": lambda i, o, h, b: (
-            3 * (i * o + b * o) + i * i + i
-        ),
-        "The bias of out_proj has d_out numbers, not d_in.": lambda i, o, h, b: _count(i, o, h, b) - o + i,
-        "Each of W_query, W_key and W_value has its own bias: three times d_out.": lambda i, o, h, b: (
-            _count(i, o, h, b) - 2 * b * o
-        ),
-        "A bias is one number for each column, d_out in all.": lambda i, o, h, b: _count(i, o, h, b) + b * (3 - 3 * o),
-        "There are three projections: query, key and value.": lambda i, o, h, b: _count(i, o, h, b) - i * o - b * o,
-        "d_out is the width of all heads together: W_query is there once, not once for each head.": lambda i, o, h, b: (
-            3 * h * (i * o + b * o) + o * o + o
-        ),
-        "This counts the heads of the wrapper, d_out columns each: here they share d_out columns, and out_proj "
-        "follows.": lambda i, o, h, b: 3 * h * (i * o + b * o),
-        "This is one head of d_out / num_heads columns, and out_proj: count all heads.": lambda i, o, h, b: (
-            3 * (i + b) * (o // h) + o * o + o
-        ),
-        "`… if qkv_bias else 0` takes the whole sum: put parentheses round it.": lambda i, o, h, b: (
-            _count(i, o, h, b) if b else 0
-        ),
-    }
-    return judge(
-        answer, _count, cases, mistakes=mistakes, success="Right: three projections and out_proj, however many heads."
-    )
-
-
-def check_multi_head(answer: Callable[[Tensor, Tensor, Tensor, int], Tensor]) -> Verdict:
-    """Check ``answer(query, key, value, num_heads)``: causal, from (batch, tokens, d_out) to the same shape."""
-    generator = torch.Generator().manual_seed(11)
-    # as many tokens as heads first: there a mask fits even where the axes have not changed places
-    sizes = (((2, 3, 12), 3), ((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 4, 5), 1))
-    cases = [(*(2 * torch.randn(*shape, generator=generator) for _ in range(3)), heads) for shape, heads in sizes]
-
-    mistakes = {
-        "The scores are divided by √d_out: each head multiplies head_dim columns, so √head_dim.": _scaled(
-            lambda q, h: q.shape[-1] ** -0.5
-        ),
-        "The scores are not scaled: divide them by √head_dim.": _scaled(lambda q, h: 1.0),
-        "The scores are divided by head_dim: take its root.": _scaled(lambda q, h: h / q.shape[-1]),
-        "The scores are multiplied by √head_dim: divide them by it.": _scaled(lambda q, h: (q.shape[-1] / h) ** 0.5),
-        "The scores are divided by √num_heads: take √head_dim, the columns of one head.": _scaled(lambda q, h: h**-0.5),
-        "The scores are divided by √tokens: take √head_dim.": _scaled(lambda q, h: q.shape[1] ** -0.5),
-        "The root comes after the softmax: divide the scores, before it.": lambda q, k, v, h: (
-            _scaled(lambda q, h: 1.0)(q, k, v, h) * (h / q.shape[-1]) ** 0.5
-        ),
-        "The future is not hidden.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, is_causal=False)),
-        "The mask is the wrong way round: it hides the past.": _weighed(lambda s: _hidden(s, _ones(s).tril(-1))),
-        "The diagonal is hidden as well, and the first query sees nothing (NaN): give triu diagonal=1.": _weighed(
-            lambda s: _hidden(s, _ones(s).triu(0))
-        ),
-        "The mask is the wrong way round, and the last query sees nothing (NaN): masked_fill hides where its mask is "
-        "True, so give it triu(diagonal=1).": _weighed(lambda s: _hidden(s, _ones(s).tril())),
-        "One later token is still seen: give triu diagonal=1, not 2.": _weighed(lambda s: _hidden(s, _ones(s).triu(2))),
-        "The rows do not sum to one: a mask after the softmax needs each row divided by its sum; or hide with −∞ "
-        "before it.": _weighed(lambda s: s.softmax(-1).tril()),
-        "The hidden scores are set to 0, and exp(0) is 1: set them to −inf.": _weighed(lambda s: s.tril().softmax(-1)),
-        "The softmax runs over the queries: use dim=-1.": _weighed(lambda s: _hidden(s, dim=-2)),
-        "The softmax runs over the heads (NaN where all of them hide a key): use dim=-1.": _weighed(
-            lambda s: _hidden(s, dim=1)
-        ),
-        "The softmax is missing.": _weighed(torch.tril),
-        "There is one softmax too many, the second.": _weighed(lambda s: _hidden(s).softmax(-1)),
-        "The weights are transposed: weights @ value, a row for each query.": _weighed(lambda s: _hidden(s).mT),
-        "Query and key have changed places: a row of scores belongs to a query, query @ key.mT.": lambda q, k, v, h: (
-            join_heads(_heads(k, q, v, h))
-        ),
-        "Key and value have changed places.": lambda q, k, v, h: join_heads(_heads(q, v, k, h)),
-        "The keys are averaged: weights @ value.": lambda q, k, v, h: join_heads(_heads(q, k, k, h)),
-        "These are the weights: average the values with them, weights @ value.": lambda q, k, v, h: _hidden(
-            split_heads(q, h) @ split_heads(k, h).mT / (q.shape[-1] / h) ** 0.5
-        ),
-        "The columns of the heads alternate in the split: view them as (heads, head_dim).": lambda *x: join_heads(
-            _heads(*x, split=_alternate)
-        ),
-        "The columns of the heads alternate in the join: transpose(1, 2), then flatten(-2).": lambda *x: (
-            _heads(*x).permute(0, 2, 3, 1).flatten(-2)
-        ),
-        "The heads are averaged: put them side by side.": lambda *x: _heads(*x).mean(1),
-        "The heads are added: put them side by side.": lambda *x: _heads(*x).sum(1),
-        "The heads stand below each other: join them along the last axis.": lambda *x: _heads(*x).flatten(1, 2),
-        "The tokens stand before the heads, which are two axes still: flatten the last two.": lambda *x: _heads(
-            *x
-        ).transpose(1, 2),
-        "There is one head only: split query, key and value first.": lambda q, k, v, h: join_heads(_heads(q, k, v, 1)),
-        "The tokens and the heads have not changed places, so each head looks at heads: transpose(1, 2) after the "
-        "view.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, split=_uncrossed)),
-        "The tokens and the heads never change places, so heads look at heads: transpose(1, 2) after the view and back "
-        "at the end.": lambda q, k, v, h: _heads(q, k, v, h, split=_uncrossed).flatten(-2),
-        "A view straight to (batch, heads, tokens, head_dim) mixes the tokens: view, then "
-        "transpose.": lambda q, k, v, h: join_heads(_heads(q, k, v, h, split=_straight)),
-        "Split and join are straight, which mixes the tokens: transpose in both.": lambda q, k, v, h: _heads(
-            q, k, v, h, split=_straight
-        ).reshape(q.shape),
-        "The heads are joined without the transpose, which mixes the tokens.": lambda q, k, v, h: _heads(
-            q, k, v, h
-        ).reshape(q.shape),
-        "The heads are still apart: join them to (batch, tokens, d_out).": _heads,
-    }
-    return judge(
-        answer,
-        lambda *inputs: join_heads(_heads(*inputs)),
-        cases,
-        mistakes=mistakes,
-        success="Right: split, scale by √head_dim, hide, average, join.",
-    )
-
-
-def _wrapped(x: Tensor, d_out: int = 1, num_heads: int = 2, dropout: float = 0.0, qkv_bias: bool = False) -> Tensor:
+def two_columns(x: Tensor) -> Tensor:
     torch.manual_seed(5)
+    wrapper = MultiHeadAttentionWrapper(x.shape[-1], 1, x.shape[-2], num_heads=2, dropout=0.0)
+    return wrapper(x)  # (batch, tokens, 2)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    batch, tokens, d_out = x.shape
+    return x.view(batch, tokens, num_heads, d_out // num_heads).transpose(1, 2)
+
+
+def join_heads(heads: Tensor) -> Tensor:
+    return heads.transpose(1, 2).flatten(-2)  # (batch, tokens, num_heads * head_dim)
+
+
+def parameter_count(d_in: int, d_out: int, num_heads: int, qkv_bias: bool) -> int:
+    projection = d_in * d_out + (d_out if qkv_bias else 0)
+    return 3 * projection + d_out * d_out + d_out
+
+
+def multi_head(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    batch, tokens, d_out = query.shape
+    sizes = (batch, tokens, num_heads, d_out // num_heads)
+    query, key, value = (part.view(sizes).transpose(1, 2) for part in (query, key, value))
+    scores = query @ key.mT / query.shape[-1] ** 0.5  # (batch, num_heads, tokens, tokens)
+    future = torch.ones(tokens, tokens, dtype=torch.bool).triu(diagonal=1)
+    weights = torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
+    return (weights @ value).transpose(1, 2).flatten(-2)  # (batch, tokens, d_out)
+
+
+def wrapped(
+    x: Tensor, d_out: int = 1, num_heads: int = 2, dropout: float = 0.0, qkv_bias: bool = False, seed: int = 5
+) -> Tensor:
+    torch.manual_seed(seed)
     return MultiHeadAttentionWrapper(x.shape[-1], d_out, x.shape[-2], num_heads, dropout, qkv_bias)(x)
 
 
-def _split_layer(x: Tensor) -> Tensor:
+def split_layer(x: Tensor, d_out: int = 2) -> Tensor:
     torch.manual_seed(5)
-    return MultiHeadAttention(x.shape[-1], 2, x.shape[-2], 0.0, num_heads=2)(x)
+    return MultiHeadAttention(x.shape[-1], d_out, x.shape[-2], 0.0, num_heads=2)(x)
 
 
-def _count(d_in: int, d_out: int, num_heads: int, qkv_bias: bool) -> int:
-    return 3 * (d_in * d_out + qkv_bias * d_out) + d_out * d_out + d_out
+check_two_columns = Exercise(
+    "Check ``answer(x)``: seed 5, then a wrapper of two heads without dropout, whose output is (batch, tokens, 2).",
+    two_columns,
+    [draw(3, (2, 6, 3)), draw(4, (3, 5, 4)), draw(5, (1, 1, 2)), draw(6, (2, 130, 2), scale=30.0)],
+    """
+    wrapped(x, d_out=2)  # The output has num_heads · d_out columns: two heads with d_out=2 make four.
+    wrapped(x, d_out=2, num_heads=1)  # Both columns come from one head: make two heads, with d_out=1 each.
+    wrapped(x, dropout=0.1)  # Dropout is on, because the wrapper's default is 0.1: pass dropout=0.0.
+    wrapped(x, dropout=0.5)  # Dropout is on: pass dropout=0.0.
+    wrapped(x, num_heads=1)  # This is one head with one column: the wrapper needs num_heads=2.
+    wrapped(x, num_heads=1).repeat(1, 1, 2)  # Both columns have the same weights: set the seed once, and make one
+        # wrapper.
+    torch.cat([wrapped(x, num_heads=1), wrapped(x, num_heads=1)], -1)
+    wrapped(x, d_out=2)[..., ::2]  # Four columns were computed and two kept: each of the two heads needs d_out=1.
+    wrapped(x, d_out=2)[..., 2:]
+    wrapped(x, num_heads=4)  # There are four heads: the wrapper needs num_heads=2.
+    wrapped(x, d_out=x.shape[-1])  # d_out is the width of one head, which must be 1.
+    wrapped(x, num_heads=x.shape[-1])  # num_heads must be 2, whatever the width of x is.
+    wrapped(x, qkv_bias=True)  # The Linears have a bias: leave qkv_bias out.
+    split_layer(x)  # MultiHeadAttention has an out_proj besides: use MultiHeadAttentionWrapper.
+    split_layer(x, 4)[..., :2]
+    wrapped(x, seed=0)  # The seed is not 5: call torch.manual_seed(5).
+    wrapped(x, seed=1)
+    wrapped(x, seed=123)
+    wrapped(x).flip(-1)  # The columns are in reverse order: return the wrapper's output as it is.
+    wrapped(x).softmax(-1)  # A softmax is applied to the output: return it as it is.
+    wrapped(x).mT  # The output is transposed: its shape is (batch, tokens, 2).
+    wrapped(x)[0]  # Only the first batch entry is returned.
+    x[..., :2]  # These are two columns of x: pass x through the wrapper.
+    """,
+    "Right: two heads with one column each make two columns.",
+    chance="Two calls give different numbers: call torch.manual_seed(5) right before you make the wrapper.",
+)
 
 
-def _straight(x: Tensor, num_heads: int) -> Tensor:
-    return x.view(x.shape[0], num_heads, x.shape[1], -1)  # the mistake
+def straight(x: Tensor, num_heads: int) -> Tensor:
+    """The mistake that mixes the tokens."""
+    return x.view(x.shape[0], num_heads, x.shape[1], -1)
 
 
-def _uncrossed(x: Tensor, num_heads: int) -> Tensor:
-    return x.view(*x.shape[:2], num_heads, -1)  # (batch, tokens, num_heads, head_dim): the mistake
+def uncrossed(x: Tensor, num_heads: int) -> Tensor:
+    return x.view(*x.shape[:2], num_heads, -1)
 
 
-def _alternate(x: Tensor, num_heads: int) -> Tensor:
-    return x.view(*x.shape[:2], -1, num_heads).permute(0, 3, 1, 2)  # head 0 gets every num_heads-th column: the mistake
+def alternate(x: Tensor, num_heads: int) -> Tensor:
+    """The mistake that gives head 0 every num_heads-th column."""
+    return x.view(*x.shape[:2], -1, num_heads).permute(0, 3, 1, 2)
 
 
-def _ones(scores: Tensor) -> Tensor:
-    return torch.ones_like(scores, dtype=torch.bool)
+SPLIT_SIZES = (((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 3, 5), 1), ((1, 4, 6), 6), ((3, 130, 4), 2), ((1, 1, 6), 2))
+
+check_split_heads = Exercise(
+    "Check ``answer(x, num_heads)``: (batch, tokens, d_out) to (batch, num_heads, tokens, head_dim).",
+    split_heads,
+    [(*draw(5, shape), num_heads) for shape, num_heads in SPLIT_SIZES],
+    """
+    straight(x, num_heads)  # A view straight to (batch, heads, tokens, head_dim) mixes the tokens: view, then
+        # transpose.
+    uncrossed(x, num_heads)  # The tokens are still before the heads: the heads must be axis 1.
+    alternate(x, num_heads)  # The columns of a head alternate: view them as (heads, head_dim).
+    alternate(x, num_heads).mT
+    x.view(*x.shape[:2], -1, num_heads)  # The columns are viewed as (head_dim, heads), and no axes are swapped.
+    x.view(*x.shape[:2], -1, num_heads).transpose(1, 2)  # num_heads is not how wide a head is: the width is d_out //
+        # num_heads.
+    uncrossed(x, num_heads).transpose(2, 3)  # Heads and head_dim are swapped: the heads must be axis 1.
+    uncrossed(x, num_heads).transpose(1, 3)  # Tokens and head_dim are swapped: transpose(1, 2).
+    uncrossed(x, num_heads).transpose(0, 1)  # Batch and tokens are swapped: transpose(1, 2).
+    uncrossed(x, num_heads).transpose(0, 2)  # Batch and heads are swapped: transpose(1, 2).
+    split_heads(x, num_heads).mT  # Each head is transposed: its shape is (tokens, head_dim).
+    uncrossed(x, num_heads).transpose(1, 2).reshape(uncrossed(x, num_heads).shape)  # A reshape after the transpose
+        # mixes the tokens: end with the transpose.
+    x.mT.reshape(x.shape[0], num_heads, x.shape[1], -1)  # The transpose comes before the view, which mixes the tokens:
+        # view first.
+    torch.stack(x.chunk(num_heads, dim=-1))  # The heads come before the batch: they must be axis 1.
+    torch.stack(x.chunk(num_heads, dim=-1), 2)  # The tokens are still before the heads: the heads must be axis 1.
+    torch.stack(x.chunk(num_heads, dim=-1), -1)  # Heads and head_dim are swapped: the heads must be axis 1.
+    torch.cat(x.chunk(num_heads, dim=-1), 1)  # Heads and tokens are one axis: use torch.stack, not torch.cat.
+    torch.cat(x.chunk(num_heads, dim=-1), 0)  # Batch and heads are one axis: use torch.stack, not torch.cat.
+    torch.stack(x.split(num_heads, dim=-1), 1)  # num_heads is not how wide a head is: the width is d_out // num_heads.
+    x[:, None].expand(-1, num_heads, -1, -1)  # Each head has all columns: give it d_out // num_heads of its own.
+    x[:, None]  # There is one head only: split the columns into num_heads groups.
+    split_heads(x, num_heads)[:, 0]  # This is the first head only: return all of them.
+    split_heads(x, num_heads).flip(1)  # The heads are in reverse order: the first columns belong to head 0.
+    x.reshape(x.shape[0] * num_heads, x.shape[1], -1)  # Batch and heads are one axis, and the tokens are mixed: view,
+        # then transpose.
+    """,
+    "Right: each head keeps all tokens and its own columns.",
+)
 
 
-def _hidden(scores: Tensor, hide: Tensor | None = None, dim: int = -1) -> Tensor:
-    return scores.masked_fill(_ones(scores).triu(1) if hide is None else hide, -torch.inf).softmax(dim)
+check_join_heads = Exercise(
+    "Check ``answer(heads)``: (batch, num_heads, tokens, head_dim) to (batch, tokens, num_heads · head_dim).",
+    join_heads,
+    [
+        draw(7, shape)
+        for shape in ((2, 3, 5, 4), (3, 2, 7, 5), (2, 1, 3, 6), (1, 4, 1, 2), (2, 2, 130, 3), (2, 3, 3, 3))
+    ],
+    """
+    heads.reshape(heads.shape[0], heads.shape[2], -1)  # A reshape without transpose(1, 2) mixes the tokens.
+    heads.transpose(1, 2)  # The heads and head_dim are still two axes: flatten the last two.
+    heads.transpose(1, 2).mT.flatten(-2)  # The columns of the heads alternate: keep each head's columns together.
+    heads.permute(0, 3, 2, 1).reshape(heads.shape[0], heads.shape[2], -1)  # The axes are reversed: use transpose(1, 2).
+    heads.permute(0, 3, 1, 2).reshape(heads.shape[0], heads.shape[2], -1)  # head_dim comes first: use transpose(1, 2).
+    heads.mT.reshape(heads.shape[0], heads.shape[2], -1)  # transpose(2, 3) swaps tokens and head_dim: use transpose(1,
+        # 2).
+    heads.mT.flatten(1, 2)  # The columns come before the tokens: transpose(1, 2), then flatten(-2).
+    heads.transpose(0, 1).reshape(heads.shape[0], heads.shape[2], -1)  # transpose(0, 1) swaps batch and heads: use
+        # transpose(1, 2).
+    heads.transpose(0, 2).reshape(heads.shape[0], heads.shape[2], -1)  # transpose(0, 2) swaps batch and tokens: use
+        # transpose(1, 2).
+    heads.flatten(1, 2)  # The heads are below each other: put them side by side, along the last axis.
+    torch.cat(list(heads.unbind(1)), 1)
+    heads.flatten(-2)  # The tokens and head_dim became one axis: bring the tokens before the heads first.
+    heads.transpose(1, 2).flatten(1, 2)  # The tokens and the heads became one axis: flatten the last two, flatten(-2).
+    heads.transpose(1, 2).flatten(0, 1)  # The batch and the tokens became one axis: flatten the last two, flatten(-2).
+    heads.transpose(1, 2).flatten(1)  # The tokens were flattened as well: flatten only the last two, flatten(-2).
+    heads.flatten(1)
+    heads.transpose(1, 2).flatten()
+    heads.transpose(1, 2).reshape(heads.shape[0], -1, heads.shape[2])  # The last two sizes are swapped.
+    heads.mean(1)  # The heads are averaged: put them side by side.
+    heads.sum(1)  # The heads are added: put them side by side.
+    heads.amax(1)  # The largest of the heads is taken: put them side by side.
+    heads[:, 0]  # This is the first head only: put all of them side by side.
+    heads[:, -1]  # This is the last head only: put all of them side by side.
+    heads.flip(1).transpose(1, 2).flatten(-2)  # The heads are in reverse order: head 0 gets the first columns.
+    torch.stack(list(heads.unbind(1)), -1)  # The heads are a new last axis: use torch.cat along the last one.
+    heads[:, :1].expand_as(heads).transpose(1, 2).flatten(-2)  # The first head is repeated: put all of them side by
+        # side.
+    """,
+    "Right: the heads are side by side, token by token.",
+)
 
 
-def _weighed(weigh: Callable) -> Callable:
-    """An answer, NaN included, that makes its weights of the scaled scores by ``weigh``."""
-
-    def answer(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
-        query, key, value = (split_heads(x, num_heads) for x in (query, key, value))
-        return join_heads(weigh(query @ key.mT / query.shape[-1] ** 0.5) @ value)
-
-    return answer
+def weights_of(d_in: int, d_out: int, biases: int = 0) -> int:
+    """Three projections."""
+    return 3 * d_in * d_out + biases
 
 
-def _scaled(scale: Callable) -> Callable:
-    """An answer that multiplies its scores by ``scale(query, num_heads)``."""
-    return lambda q, k, v, h: join_heads(_heads(q, k, v, h, scale=scale(q, h)))
+check_parameter_count = Exercise(
+    "Check ``answer(d_in, d_out, num_heads, qkv_bias)``: the number of parameters of ``MultiHeadAttention``.",
+    parameter_count,
+    [(11, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False), (1, 6, 3, True), (5, 12, 4, False)],
+    """
+    num_heads * parameter_count(d_in, d_out, num_heads, qkv_bias)  # The number of heads does not count: they share the
+        # matrices.
+    num_heads * (weights_of(d_in, d_out) + 3 * qkv_bias * d_out) + d_out**2 + d_out  # d_out is the width of all heads,
+        # so W_query exists once.
+    num_heads * (weights_of(d_in, d_out) + 3 * qkv_bias * d_out)  # The wrapper has these: here the heads share d_out,
+        # and out_proj follows.
+    weights_of(d_in, d_out // num_heads, 3 * qkv_bias * (d_out // num_heads)) + d_out**2 + d_out  # Count all heads: one
+        # has d_out / num_heads columns.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out)  # out_proj is missing: d_out · d_out weights and d_out biases.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out**2  # out_proj always has a bias: d_out more.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out  # The weights of out_proj are missing: d_out · d_out more.
+    weights_of(d_in, d_out) + d_out**2  # No bias is counted: out_proj has d_out, and with qkv_bias the others have
+        # d_out each.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out**2 + qkv_bias * d_out  # The bias of out_proj is always there.
+    d_in * d_out + qkv_bias * d_out + d_out**2 + d_out  # One projection is counted: W_query, W_key and W_value are
+        # three.
+    2 * (d_in * d_out + qkv_bias * d_out) + d_out**2 + d_out  # Two projections are counted: W_query, W_key and W_value
+        # are three.
+    4 * (d_in * d_out + qkv_bias * d_out)  # out_proj is not a fourth projection: it has d_out · d_out weights, and
+        # always a bias.
+    weights_of(d_in, d_out) + d_out**2 + d_out  # With qkv_bias, W_query, W_key and W_value have d_out biases each.
+    weights_of(d_in, d_out, 3 * d_out) + d_out**2 + d_out  # W_query, W_key and W_value have biases only with qkv_bias.
+    weights_of(d_in, d_out, 3 * (not qkv_bias) * d_out) + d_out**2 + d_out  # qkv_bias is the wrong way around.
+    weights_of(d_in, d_out, qkv_bias * d_out) + d_out**2 + d_out  # W_query, W_key and W_value have a bias each: three.
+    weights_of(d_in, d_out, 3 * qkv_bias) + d_out**2 + d_out  # A bias has d_out numbers, not one.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out**2 + 1
+    weights_of(d_in, d_out, 3 * qkv_bias * d_in) + d_out**2 + d_out  # A bias has d_out numbers, not d_in.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_in) + d_out**2 + d_in
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out**2 + d_in
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_in * d_out + d_out  # out_proj has d_out · d_out weights: d_in
+        # plays no part.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_in * d_out + d_in  # out_proj has d_out · d_out weights and d_out
+        # biases.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_in**2 + d_in
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + (d_out // num_heads) ** 2 + d_out  # out_proj mixes all heads: d_out
+        # · d_out weights.
+    parameter_count(d_out, d_out, num_heads, qkv_bias)  # W_query, W_key and W_value have d_in · d_out weights each.
+    parameter_count(d_in, d_in, num_heads, qkv_bias)
+    parameter_count(d_out, d_in, num_heads, qkv_bias)  # d_in and d_out are swapped.
+    3 * (d_in + d_out) + 3 * qkv_bias * d_out + d_out**2 + d_out  # A matrix has d_in · d_out numbers, not d_in + d_out.
+    parameter_count(d_in, d_out, num_heads, qkv_bias) if qkv_bias else 0  # `… if … else …` takes in more than the bias:
+        # put parentheses around it.
+    3 * d_in * d_out + (3 * d_out if qkv_bias else 0 + d_out**2 + d_out)
+    3 * d_in * d_out + (d_out if qkv_bias else 0 + d_out**2 + d_out)
+    3 * (d_in * d_out + d_out if qkv_bias else 0) + d_out**2 + d_out
+    parameter_count(d_in, d_out, num_heads, qkv_bias) + num_heads  # num_heads is added: the number of heads does not
+        # count.
+    """,
+    "Right: three projections and out_proj, however many heads.",
+)
 
 
-def _heads(
+def heads_of(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     num_heads: int,
     *,
+    divisor: float | None = None,
+    weigh: Callable | None = None,
     split: Callable = split_heads,
-    is_causal: bool = True,
-    scale: float | None = None,
 ) -> Tensor:
-    """What each head gives, (batch, num_heads, tokens, head_dim)."""
+    """What each head returns, (batch, num_heads, tokens, head_dim); ``weigh`` turns scaled scores into weights."""
     query, key, value = (split(x, num_heads) for x in (query, key, value))
-    return attend(query, key, value, is_causal=is_causal, scale=scale).output
+    scores = query @ key.mT / (query.shape[-1] ** 0.5 if divisor is None else divisor)
+    return (weigh or hidden)(scores) @ value
+
+
+def joined(*arguments: Tensor, **options: Callable | float) -> Tensor:
+    return join_heads(heads_of(*arguments, **options))
+
+
+def later(scores: Tensor, diagonal: int = 1) -> Tensor:
+    return torch.ones_like(scores, dtype=torch.bool).triu(diagonal)
+
+
+def hidden(scores: Tensor, hide: Tensor | None = None, dim: int = -1, fill: float = -torch.inf) -> Tensor:
+    return scores.masked_fill(later(scores) if hide is None else hide, fill).softmax(dim)
+
+
+def _multi_head_cases() -> list[tuple]:
+    # as many tokens as heads first: there a mask fits even if the axes were not swapped
+    sizes = (((2, 3, 12), 3), ((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 4, 5), 1), ((1, 1, 6), 2), ((1, 130, 4), 2))
+    cases = [(*draw(11 + sum(shape), *[shape] * 3, scale=2.0), heads) for shape, heads in sizes]
+    query, key, value = draw(10, *[(2, 6, 4)] * 3)
+    rising = torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0, 1200.0])[:, None]  # what is visible underflows
+    cases.append((torch.ones_like(query), key + rising, value, 2))
+    cases.append((query * (rising > 0), key, value, 2))  # scores that are exactly 0
+    return [*cases, (*(x.double() for x in draw(9, *[(2, 4, 6)] * 3)), 3)]
+
+
+check_multi_head = Exercise(
+    "Check ``answer(query, key, value, num_heads)``: causal, from (batch, tokens, d_out) to the same shape.",
+    multi_head,
+    _multi_head_cases(),
+    """
+    joined(query, key, value, num_heads, divisor=query.shape[-1] ** 0.5)  # This is √d_out: each head multiplies
+        # head_dim columns, so use √head_dim.
+    joined(query, key, value, num_heads, divisor=1.0)  # The scale is missing: divide the scores by √head_dim.
+    joined(query, key, value, num_heads, divisor=query.shape[-1] / num_heads)  # The scores are divided by head_dim:
+        # take its root.
+    joined(query, key, value, num_heads, divisor=query.shape[-1])  # The scores are divided by d_out: use √head_dim.
+    joined(query, key, value, num_heads, divisor=(query.shape[-1] / num_heads) ** -0.5)  # The scores are multiplied by
+        # √head_dim: divide by it.
+    joined(query, key, value, num_heads, divisor=num_heads**0.5)  # This is √num_heads: use √head_dim.
+    joined(query, key, value, num_heads, divisor=query.shape[1] ** 0.5)  # This is √tokens: use √head_dim.
+    joined(query, key, value, num_heads, divisor=1.0) / (query.shape[-1] / num_heads) ** 0.5  # The root comes after the
+        # softmax: divide the scores.
+    joined(query, key, value, num_heads, weigh=lambda s: s.softmax(-1))  # The future is not hidden.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s).mT))  # The mask is the wrong way around: it
+        # hides the past.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden as well: use
+        # triu(diagonal=1).
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, ~later(s)))  # The mask is the wrong way around:
+        # masked_fill hides where it is True.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s, 2)))  # One later token can still be seen:
+        # triu(diagonal=1), not 2.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-30.0))  # A real score may lie below a finite
+        # number: set the hidden scores to −inf.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-100.0))
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-1000.0))
+    joined(query, key, value, num_heads, weigh=lambda s: (s - 100.0 * later(s)).softmax(-1))
+    joined(query, key, value, num_heads, weigh=lambda s: s.tril().softmax(-1))  # The hidden scores are set to 0, and
+        # exp(0) is 1: set them to −inf.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, s.tril() == 0))  # A real score may be 0 too: build
+        # the mask from positions alone.
+    joined(query, key, value, num_heads, weigh=lambda s: s.softmax(-1).tril())  # Rows do not sum to one: hide the
+        # scores, before the softmax.
+    joined(query, key, value, num_heads, weigh=lambda s: (w := s.softmax(-1).tril()) / w.sum(-1, keepdim=True))  # A row
+        # is 0 / 0 if what it sees underflows: hide the scores.
+    joined(query, key, value, num_heads, weigh=lambda s: (e := s.exp().tril()) / e.sum(-1, keepdim=True))  # The
+        # exponentials overflow or vanish: use torch.softmax.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, dim=-2))  # The softmax runs over the queries: use
+        # dim=-1.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, dim=1))  # The softmax runs over the heads: use
+        # dim=-1.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, dim=0))  # The softmax runs over the batch: use
+        # dim=-1.
+    joined(query, key, value, num_heads, weigh=torch.tril)  # The softmax is missing.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s).softmax(-1))  # There is a second softmax: leave it
+        # out.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s).mT)  # The weights are transposed: weights @ value, a
+        # row for each query.
+    multi_head(key, query, value, num_heads)  # Query and key are swapped: a row of scores belongs to a query, query @
+        # key.mT.
+    multi_head(query, value, key, num_heads)  # Key and value are swapped.
+    multi_head(value, key, query, num_heads)  # Query and value are swapped.
+    multi_head(query, key, key, num_heads)  # The keys are averaged: weights @ value.
+    multi_head(query, key, query, num_heads)  # The queries are averaged: weights @ value.
+    multi_head(query, query, value, num_heads)  # Queries are compared with queries: query @ key.mT.
+    multi_head(key, key, value, num_heads)  # Keys are compared with keys: query @ key.mT.
+    hidden(split_heads(query, num_heads) @ split_heads(key, num_heads).mT / (query.shape[-1] / num_heads) ** 0.5)  #
+        # These are the weights: average the values.
+    joined(query, key, value, num_heads, split=alternate)  # The columns of the heads alternate: view them as (heads,
+        # head_dim).
+    heads_of(query, key, value, num_heads).permute(0, 2, 3, 1).flatten(-2)  # The columns alternate in the join:
+        # transpose(1, 2).
+    heads_of(query, key, value, num_heads).mean(1)  # The heads are averaged: put them side by side.
+    heads_of(query, key, value, num_heads).sum(1)  # The heads are added: put them side by side.
+    heads_of(query, key, value, num_heads)[:, 0]  # This is the first head only: put all of them side by side.
+    heads_of(query, key, value, num_heads).flatten(1, 2)  # The heads are below each other: join them along the last
+        # axis.
+    heads_of(query, key, value, num_heads).transpose(1, 2)  # Heads and head_dim are still two axes: flatten the last
+        # two.
+    heads_of(query, key, value, num_heads)  # The heads are not joined yet: (batch, tokens, d_out).
+    heads_of(query, key, value, num_heads).reshape(query.shape)  # The heads are joined without the transpose, which
+        # mixes the tokens.
+    multi_head(query, key, value, 1)  # There is one head only: split query, key and value first.
+    joined(query, key, value, num_heads, split=uncrossed)  # Heads look at heads: transpose(1, 2) after the view.
+    heads_of(query, key, value, num_heads, split=uncrossed).flatten(-2)  # Heads look at heads: transpose(1, 2) after
+        # the view, and back at the end.
+    joined(query, key, value, num_heads, split=straight)  # A view straight to the heads mixes the tokens: view, then
+        # transpose.
+    heads_of(query, key, value, num_heads, split=straight).reshape(query.shape)  # Straight views mix the tokens:
+        # transpose after the split, and before the join.
+    """,
+    "Right: split, scale by √head_dim, hide, average, join.",
+    forbidden=("scaled_dot_product_attention", "multi_head_attention_forward"),
+)
