@@ -1,6 +1,7 @@
 """Exercises of notebook 04: the size of a head, splitting and joining heads, counting parameters, all of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -262,7 +263,7 @@ def heads_of(
     return (weigh or hidden)(scores) @ value
 
 
-def joined(*arguments: Tensor, **options: Callable | float) -> Tensor:
+def joined(*arguments: Any, **options: Any) -> Tensor:
     return join_heads(heads_of(*arguments, **options))
 
 

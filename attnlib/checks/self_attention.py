@@ -240,7 +240,7 @@ def changed(module: nn.Module, change: Callable) -> nn.Module:
 
 
 def with_bias(v1: SelfAttention_v1) -> SelfAttention_v2:
-    v2 = SelfAttention_v2(*v1.W_query.shape, qkv_bias=True)
+    v2 = SelfAttention_v2(len(v1.W_query), v1.W_query.shape[1], qkv_bias=True)
     for name in NAMES:
         getattr(v2, name).weight.data.copy_(getattr(v1, name).T)
     return v2
@@ -249,15 +249,15 @@ def with_bias(v1: SelfAttention_v1) -> SelfAttention_v2:
 def _outputs(answer: Callable) -> Callable:
     """What v2 computes after v1 is set to zero, or a number of its own for each fault that no output shows."""
 
-    def run(x: Tensor, W_query: Tensor, W_key: Tensor, W_value: Tensor) -> Tensor | None:
+    def run(x: Tensor, W_query: Tensor, W_key: Tensor, W_value: Tensor) -> object:
         v1, weights = SelfAttention_v1(*W_query.shape), (W_query, W_key, W_value)
         for name, weight in zip(NAMES, weights):
             setattr(v1, name, nn.Parameter(weight.clone()))
         v2 = answer(v1)
         if v2 is None or v2 is Ellipsis:
             return v2
-        layers = [getattr(v2, name, None) for name in NAMES]
-        if not all(isinstance(layer, nn.Linear) for layer in layers):  # the notebook has a SelfAttention_v2 of its own
+        layers = [layer for name in NAMES if isinstance(layer := getattr(v2, name, None), nn.Linear)]
+        if len(layers) < len(NAMES):  # the notebook has a SelfAttention_v2 of its own
             return torch.tensor(1.0)
         if not all(torch.equal(getattr(v1, name), weight) for name, weight in zip(NAMES, weights)):
             return torch.tensor(2.0)
