@@ -220,7 +220,8 @@ check_einsum_attention = Exercise(
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(1))  # Softmax runs over heads: use dim=-1.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s)  # Softmax is missing: scores are not weights.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # exp overflows.
+    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # exp overflows: use
+        # softmax.
     attention(x, W_query, W_key, W_value, weigh=lambda s: s).softmax(-1)  # Take softmax of the scores, not of the
         # output.
     attention(x, W_query, W_key, W_value, weigh=without_future)  # The future is hidden: full attention has no mask.
@@ -233,7 +234,7 @@ check_einsum_attention = Exercise(
     attention(x, W_query, W_key, W_value, scores="bqhd,bkhe->bhqk")  # d needs one name in the scores.
     attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # heads needs one name in the scores.
     attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # heads needs one name in the output.
-    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqgd")  # heads needs one name in the output.
+    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqgd")
     attention(x, W_query, W_key, W_value, output="bhqk,blhd->bqhd")  # The keys need one name in the output.
     attention(x, W_query, W_key, W_value, output="bhkq,bkhd->bqhd")  # The pattern is (batch heads q k).
     attention(x, W_query, W_key, W_value, scores="bthd,bthd->bht", output="bht,bthd->bthd")  # Each query meets only its

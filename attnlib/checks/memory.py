@@ -111,14 +111,14 @@ check_memory_keys = Exercise(
     keys_by(stacked, heads, "b s k (h d) -> b s k h d")  # Move the axes: (b_s, heads, seq_len, head_dim, top_k).
     keys_by(stacked, heads, "b s k (h d) -> b s h k d")
     keys_by(stacked, heads, "b s k (h d) -> b h k d s")  # seq_len belongs right after heads.
-    keys_by(stacked, heads, "b s k (h d) -> b h d s k")  # seq_len belongs right after heads.
+    keys_by(stacked, heads, "b s k (h d) -> b h d s k")
     keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
     keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
     rearrange(stacked[..., 0, :], "b s k (h d) -> b h s d k", d=heads)  # This makes head_dim heads: use h=heads.
     rearrange(stacked[..., 0, :], "b s k (d h) -> b h s d k", d=heads)
     keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
     right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: permute as well.
-    stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # Heads are brought forward by permute.
+    stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # reshape mixes the heads up: use permute.
     right_shape(memory_keys(stacked, heads).mT, stacked, heads)  # reshape cannot swap the last two axes: use .mT.
     right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # Use permute in place of reshape.
     right_shape(keys_by(stacked, heads, "b s k (h d) -> b s k h d").transpose(2, 3), stacked, heads)
@@ -139,10 +139,10 @@ check_memory_scores = Exercise(
     dots(query, keys)  # The scores are not scaled: divide by the root of head_dim.
     dots(query, keys) / query.shape[-1]  # The scores are divided by head_dim: divide by its root, once.
     memory_scores(query, keys) / root(query.shape[-1])
-    dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: √head_dim counts.
-    dots(query, keys) / root(query.shape[1])  # The scale is √heads: head_dim, the length of a query, counts.
-    dots(query, keys) / root(query.shape[2])  # The scale is √seq_len: head_dim, the length of a query, counts.
-    dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: each head has head_dim.
+    dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: it must be √head_dim.
+    dots(query, keys) / root(query.shape[1])  # The scale is √heads: it must be √head_dim.
+    dots(query, keys) / root(query.shape[2])  # The scale is √seq_len: it must be √head_dim.
+    dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: it must be √head_dim.
     memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
     memory_scores(query, keys)[..., None, :]  # An axis of size 1 is left over: squeeze(-2) removes it.
     memory_scores(query, keys)[..., None]  # An axis of size 1 is left over: squeeze(-1) removes it.
@@ -158,7 +158,7 @@ check_memory_scores = Exercise(
     summed(query, keys, "bhsd,bhsek->bhsk")  # head_dim needs one name: here each is summed.
     summed(query, keys, "bhsd,bhtdk->bhstk")  # seq_len needs one name in query and keys.
     summed(query, keys, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
-    summed(query, keys, "bhsd,bhsdk->bhks")  # The order is (b_s, heads, seq_len, top_k).
+    summed(query, keys, "bhsd,bhsdk->bhks")
     summed(query, keys, "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
     summed(query, keys, "bhsd,bhsdk->bhs")  # The memories are added up: k must stay.
     """,
@@ -199,8 +199,8 @@ check_topk_attention = Exercise(
     over(query, key, value, top_k, query.shape[-1] ** 2)  # The scores are divided by head_dim: divide by its root,
         # once.
     over(query, key, value, top_k, 1) / root(query.shape[-1])  # The scale comes after the softmax: scale the scores.
-    over(query, key, value, top_k, top_k)  # The scale is √top_k: √head_dim counts.
-    over(query, key, value, top_k, len(key))  # The scale is √memories: √head_dim counts.
+    over(query, key, value, top_k, top_k)  # The scale is √top_k: it must be √head_dim.
+    over(query, key, value, top_k, len(key))  # The scale is √memories: it must be √head_dim.
     weigh(query, key, value, top_k, lambda s: s.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
     weigh(query, key, value, top_k, lambda s: s)  # The scores are used as weights: take their softmax.
     weigh(query, key, value, top_k, lambda s: s.exp())  # The weights do not sum to one: use softmax.
