@@ -65,7 +65,7 @@ check_two_columns = Exercise(
     wrapped(x, num_heads=1).repeat(1, 1, 2)  # Both columns have the same weights: set the seed once, and make one
         # wrapper.
     torch.cat([wrapped(x, num_heads=1), wrapped(x, num_heads=1)], -1)
-    wrapped(x, d_out=2)[..., ::2]  # Four columns were computed and two kept: each of the two heads needs d_out=1.
+    wrapped(x, d_out=2)[..., ::2]  # Each of the two heads needs d_out=1, not two columns.
     wrapped(x, d_out=2)[..., 2:]
     wrapped(x, num_heads=4)  # There are four heads: the wrapper needs num_heads=2.
     wrapped(x, d_out=x.shape[-1])  # d_out is the width of one head, which must be 1.
@@ -74,12 +74,9 @@ check_two_columns = Exercise(
     split_layer(x)  # MultiHeadAttention has an out_proj besides: use MultiHeadAttentionWrapper.
     split_layer(x, 4)[..., :2]
     wrapped(x, seed=0)  # The seed is not 5: call torch.manual_seed(5).
-    wrapped(x, seed=1)
-    wrapped(x, seed=123)
     wrapped(x).flip(-1)  # The columns are in reverse order: return the wrapper's output as it is.
     wrapped(x).softmax(-1)  # A softmax is applied to the output: return it as it is.
     wrapped(x).mT  # The output is transposed: its shape is (batch, tokens, 2).
-    wrapped(x)[0]  # Only the first batch entry is returned.
     x[..., :2]  # These are two columns of x: pass x through the wrapper.
     """,
     "Right: two heads with one column each make two columns.",
@@ -108,7 +105,7 @@ check_split_heads = Exercise(
     split_heads,
     [(*draw(5, shape), num_heads) for shape, num_heads in SPLIT_SIZES],
     """
-    straight(x, num_heads)  # A view straight to (batch, heads, tokens, head_dim) mixes the tokens: view, then
+    straight(x, num_heads)  # A view straight to (batch, heads, …) mixes the tokens: view to (…, heads, head_dim), then
         # transpose.
     uncrossed(x, num_heads)  # The tokens are still before the heads: the heads must be axis 1.
     alternate(x, num_heads)  # The columns of a head alternate: view them as (heads, head_dim).
@@ -121,8 +118,8 @@ check_split_heads = Exercise(
     uncrossed(x, num_heads).transpose(0, 1)  # Batch and tokens are swapped: transpose(1, 2).
     uncrossed(x, num_heads).transpose(0, 2)  # Batch and heads are swapped: transpose(1, 2).
     split_heads(x, num_heads).mT  # Each head is transposed: its shape is (tokens, head_dim).
-    uncrossed(x, num_heads).transpose(1, 2).reshape(uncrossed(x, num_heads).shape)  # A reshape after the transpose
-        # mixes the tokens: end with the transpose.
+    uncrossed(x, num_heads).transpose(1, 2).reshape(uncrossed(x, num_heads).shape)  # End with the transpose, not a
+        # reshape.
     x.mT.reshape(x.shape[0], num_heads, x.shape[1], -1)  # The transpose comes before the view, which mixes the tokens:
         # view first.
     torch.stack(x.chunk(num_heads, dim=-1))  # The heads come before the batch: they must be axis 1.
@@ -132,7 +129,6 @@ check_split_heads = Exercise(
     torch.cat(x.chunk(num_heads, dim=-1), 0)  # Batch and heads are one axis: use torch.stack, not torch.cat.
     torch.stack(x.split(num_heads, dim=-1), 1)  # num_heads is not how wide a head is: the width is d_out // num_heads.
     x[:, None].expand(-1, num_heads, -1, -1)  # Each head has all columns: give it d_out // num_heads of its own.
-    x[:, None]  # There is one head only: split the columns into num_heads groups.
     split_heads(x, num_heads)[:, 0]  # This is the first head only: return all of them.
     split_heads(x, num_heads).flip(1)  # The heads are in reverse order: the first columns belong to head 0.
     x.reshape(x.shape[0] * num_heads, x.shape[1], -1)  # Batch and heads are one axis, and the tokens are mixed: view,
@@ -169,13 +165,10 @@ check_join_heads = Exercise(
     heads.transpose(1, 2).flatten(0, 1)  # The batch and the tokens became one axis: flatten the last two, flatten(-2).
     heads.transpose(1, 2).flatten(1)  # The tokens were flattened as well: flatten only the last two, flatten(-2).
     heads.flatten(1)
-    heads.transpose(1, 2).flatten()
     heads.transpose(1, 2).reshape(heads.shape[0], -1, heads.shape[2])  # The last two sizes are swapped.
     heads.mean(1)  # The heads are averaged: put them side by side.
     heads.sum(1)  # The heads are added: put them side by side.
-    heads.amax(1)  # The largest of the heads is taken: put them side by side.
     heads[:, 0]  # This is the first head only: put all of them side by side.
-    heads[:, -1]  # This is the last head only: put all of them side by side.
     heads.flip(1).transpose(1, 2).flatten(-2)  # The heads are in reverse order: head 0 gets the first columns.
     torch.stack(list(heads.unbind(1)), -1)  # The heads are a new last axis: use torch.cat along the last one.
     heads[:, :1].expand_as(heads).transpose(1, 2).flatten(-2)  # The first head is repeated: put all of them side by
@@ -199,10 +192,8 @@ check_parameter_count = Exercise(
         # matrices.
     num_heads * (weights_of(d_in, d_out) + 3 * qkv_bias * d_out) + d_out**2 + d_out  # d_out is the width of all heads,
         # so W_query exists once.
-    num_heads * (weights_of(d_in, d_out) + 3 * qkv_bias * d_out)  # The wrapper has these: here the heads share d_out,
-        # and out_proj follows.
-    weights_of(d_in, d_out // num_heads, 3 * qkv_bias * (d_out // num_heads)) + d_out**2 + d_out  # Count all heads: one
-        # has d_out / num_heads columns.
+    num_heads * (weights_of(d_in, d_out) + 3 * qkv_bias * d_out)  # This is the wrapper: heads share d_out here.
+    weights_of(d_in, d_out // num_heads, 3 * qkv_bias * (d_out // num_heads)) + d_out**2 + d_out  # Count all heads.
     weights_of(d_in, d_out, 3 * qkv_bias * d_out)  # out_proj is missing: d_out · d_out weights and d_out biases.
     weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out**2  # out_proj always has a bias: d_out more.
     weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_out  # The weights of out_proj are missing: d_out · d_out more.
@@ -229,8 +220,7 @@ check_parameter_count = Exercise(
     weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_in * d_out + d_in  # out_proj has d_out · d_out weights and d_out
         # biases.
     weights_of(d_in, d_out, 3 * qkv_bias * d_out) + d_in**2 + d_in
-    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + (d_out // num_heads) ** 2 + d_out  # out_proj mixes all heads: d_out
-        # · d_out weights.
+    weights_of(d_in, d_out, 3 * qkv_bias * d_out) + (d_out // num_heads) ** 2 + d_out  # out_proj mixes all heads.
     parameter_count(d_out, d_out, num_heads, qkv_bias)  # W_query, W_key and W_value have d_in · d_out weights each.
     parameter_count(d_in, d_in, num_heads, qkv_bias)
     parameter_count(d_out, d_in, num_heads, qkv_bias)  # d_in and d_out are swapped.
@@ -291,55 +281,42 @@ check_multi_head = Exercise(
     multi_head,
     _multi_head_cases(),
     """
-    joined(query, key, value, num_heads, divisor=query.shape[-1] ** 0.5)  # This is √d_out: each head multiplies
-        # head_dim columns, so use √head_dim.
+    joined(query, key, value, num_heads, divisor=query.shape[-1] ** 0.5)  # This is √d_out: use √head_dim.
     joined(query, key, value, num_heads, divisor=1.0)  # The scale is missing: divide the scores by √head_dim.
-    joined(query, key, value, num_heads, divisor=query.shape[-1] / num_heads)  # The scores are divided by head_dim:
-        # take its root.
-    joined(query, key, value, num_heads, divisor=query.shape[-1])  # The scores are divided by d_out: use √head_dim.
-    joined(query, key, value, num_heads, divisor=(query.shape[-1] / num_heads) ** -0.5)  # The scores are multiplied by
-        # √head_dim: divide by it.
+    joined(query, key, value, num_heads, divisor=query.shape[-1] / num_heads)  # This is head_dim: take its root.
+    joined(query, key, value, num_heads, divisor=(query.shape[-1] / num_heads) ** -0.5)  # Divide by √head_dim.
     joined(query, key, value, num_heads, divisor=num_heads**0.5)  # This is √num_heads: use √head_dim.
     joined(query, key, value, num_heads, divisor=query.shape[1] ** 0.5)  # This is √tokens: use √head_dim.
-    joined(query, key, value, num_heads, divisor=1.0) / (query.shape[-1] / num_heads) ** 0.5  # The root comes after the
-        # softmax: divide the scores.
+    joined(query, key, value, num_heads, divisor=1.0) / (query.shape[-1] / num_heads) ** 0.5  # Divide the scores.
     joined(query, key, value, num_heads, weigh=lambda s: s.softmax(-1))  # The future is not hidden.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s).mT))  # The mask is the wrong way around: it
-        # hides the past.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden as well: use
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s).mT))  # The mask hides the past instead of
+        # the future.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden too:
         # triu(diagonal=1).
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, ~later(s)))  # The mask is the wrong way around:
-        # masked_fill hides where it is True.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s, 2)))  # One later token can still be seen:
-        # triu(diagonal=1), not 2.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-30.0))  # A real score may lie below a finite
-        # number: set the hidden scores to −inf.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, ~later(s)))  # masked_fill hides where its mask is
+        # True.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, later(s, 2)))  # One later token is visible:
+        # triu(diagonal=1).
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-30.0))  # Real scores may be lower: use −inf.
     joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-100.0))
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, fill=-1000.0))
     joined(query, key, value, num_heads, weigh=lambda s: (s - 100.0 * later(s)).softmax(-1))
-    joined(query, key, value, num_heads, weigh=lambda s: s.tril().softmax(-1))  # The hidden scores are set to 0, and
-        # exp(0) is 1: set them to −inf.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, s.tril() == 0))  # A real score may be 0 too: build
-        # the mask from positions alone.
+    joined(query, key, value, num_heads, weigh=lambda s: s.tril().softmax(-1))  # Hidden scores are 0, and exp(0) is 1:
+        # use −inf.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, s.tril() == 0))  # A real score may be 0 too: use
+        # positions.
     joined(query, key, value, num_heads, weigh=lambda s: s.softmax(-1).tril())  # Rows do not sum to one: hide the
-        # scores, before the softmax.
-    joined(query, key, value, num_heads, weigh=lambda s: (w := s.softmax(-1).tril()) / w.sum(-1, keepdim=True))  # A row
-        # is 0 / 0 if what it sees underflows: hide the scores.
-    joined(query, key, value, num_heads, weigh=lambda s: (e := s.exp().tril()) / e.sum(-1, keepdim=True))  # The
-        # exponentials overflow or vanish: use torch.softmax.
+        # scores.
+    joined(query, key, value, num_heads, weigh=lambda s: F.normalize(s.softmax(-1).tril(), p=1, dim=-1, eps=0))  # What
+        # a query sees may underflow: hide the scores, before the softmax.
     joined(query, key, value, num_heads, weigh=lambda s: hidden(s, dim=-2))  # The softmax runs over the queries: use
         # dim=-1.
     joined(query, key, value, num_heads, weigh=lambda s: hidden(s, dim=1))  # The softmax runs over the heads: use
         # dim=-1.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s, dim=0))  # The softmax runs over the batch: use
-        # dim=-1.
     joined(query, key, value, num_heads, weigh=torch.tril)  # The softmax is missing.
     joined(query, key, value, num_heads, weigh=lambda s: hidden(s).softmax(-1))  # There is a second softmax: leave it
         # out.
-    joined(query, key, value, num_heads, weigh=lambda s: hidden(s).mT)  # The weights are transposed: weights @ value, a
-        # row for each query.
-    multi_head(key, query, value, num_heads)  # Query and key are swapped: a row of scores belongs to a query, query @
-        # key.mT.
+    joined(query, key, value, num_heads, weigh=lambda s: hidden(s).mT)  # The weights are transposed: weights @ value.
+    multi_head(key, query, value, num_heads)  # Query and key are swapped: query @ key.mT.
     multi_head(query, value, key, num_heads)  # Key and value are swapped.
     multi_head(value, key, query, num_heads)  # Query and value are swapped.
     multi_head(query, key, key, num_heads)  # The keys are averaged: weights @ value.
@@ -348,26 +325,22 @@ check_multi_head = Exercise(
     multi_head(key, key, value, num_heads)  # Keys are compared with keys: query @ key.mT.
     hidden(split_heads(query, num_heads) @ split_heads(key, num_heads).mT / (query.shape[-1] / num_heads) ** 0.5)  #
         # These are the weights: average the values.
-    joined(query, key, value, num_heads, split=alternate)  # The columns of the heads alternate: view them as (heads,
-        # head_dim).
-    heads_of(query, key, value, num_heads).permute(0, 2, 3, 1).flatten(-2)  # The columns alternate in the join:
+    joined(query, key, value, num_heads, split=alternate)  # The columns of the heads alternate in the split.
+    heads_of(query, key, value, num_heads).permute(0, 2, 3, 1).flatten(-2)  # Columns alternate in the join:
         # transpose(1, 2).
     heads_of(query, key, value, num_heads).mean(1)  # The heads are averaged: put them side by side.
     heads_of(query, key, value, num_heads).sum(1)  # The heads are added: put them side by side.
-    heads_of(query, key, value, num_heads)[:, 0]  # This is the first head only: put all of them side by side.
-    heads_of(query, key, value, num_heads).flatten(1, 2)  # The heads are below each other: join them along the last
-        # axis.
+    heads_of(query, key, value, num_heads)[:, 0]  # This is the first head only: join all of them.
+    heads_of(query, key, value, num_heads).flatten(1, 2)  # The heads are below each other, not side by side.
     heads_of(query, key, value, num_heads).transpose(1, 2)  # Heads and head_dim are still two axes: flatten the last
         # two.
     heads_of(query, key, value, num_heads)  # The heads are not joined yet: (batch, tokens, d_out).
-    heads_of(query, key, value, num_heads).reshape(query.shape)  # The heads are joined without the transpose, which
-        # mixes the tokens.
+    heads_of(query, key, value, num_heads).reshape(query.shape)  # The join lacks its transpose, so tokens are mixed.
     multi_head(query, key, value, 1)  # There is one head only: split query, key and value first.
     joined(query, key, value, num_heads, split=uncrossed)  # Heads look at heads: transpose(1, 2) after the view.
     heads_of(query, key, value, num_heads, split=uncrossed).flatten(-2)  # Heads look at heads: transpose(1, 2) after
         # the view, and back at the end.
-    joined(query, key, value, num_heads, split=straight)  # A view straight to the heads mixes the tokens: view, then
-        # transpose.
+    joined(query, key, value, num_heads, split=straight)  # A straight view mixes the tokens: view, then transpose.
     heads_of(query, key, value, num_heads, split=straight).reshape(query.shape)  # Straight views mix the tokens:
         # transpose after the split, and before the join.
     """,
