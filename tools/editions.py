@@ -10,6 +10,7 @@ import ast
 import copy
 import re
 import shutil
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from reading import EXERCISE, minutes, part, tags
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_SOLUTIONS = re.compile(r"<!-- solutions -->.*?<!-- /solutions -->\s*", re.DOTALL)  # prose that needs them below
+INSTALL = "pip install PATH_OF_YOUR_CLONE"  # in the set-up cell, until an address is known
 CHECK = re.compile(r"\b(check_\w+)\((\w+)\)")
 
 
@@ -109,6 +111,25 @@ def _graded(source: str, grade_id: str, *, points: int | None = None, solution: 
     return new_code_cell(source, metadata={"nbgrader": data})
 
 
+def address(folder: Path = ROOT) -> str | None:
+    """Where the git remote says that this repository is, as a page to visit; None without a remote."""
+    command = ["git", "-C", str(folder), "remote", "get-url", "origin"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip().removesuffix(".git")
+    page = re.sub(r"^(?:ssh://)?git@([^:/]+)[:/]", r"https://\1/", found)
+    return page if page.startswith("https://") else None
+
+
+def with_address(notebook: nbformat.NotebookNode, page: str, name: str) -> nbformat.NotebookNode:
+    """Add a Colab button, and tell the set-up cell what to type where attnlib is missing."""
+    if page.startswith("https://github.com/"):
+        path = page.removeprefix("https://github.com/")
+        colab = f"https://colab.research.google.com/github/{path}/blob/main/notebooks/{name}"
+        notebook.cells[0].source += f"\n\n[Open in Colab]({colab})"
+    setup = next(cell for cell in notebook.cells if "setup" in tags(cell))
+    setup.source = setup.source.replace(INSTALL, f"%pip install 'attnlib[plots] @ git+{page}'")
+    return notebook
+
+
 CONFIG = """\
 c = get_config()
 c.CourseDirectory.course_id = "attnlib"
@@ -118,6 +139,7 @@ c.ExecutePreprocessor.timeout = 300  # seconds for a cell; the later notebooks t
 
 def write(out: Path) -> None:
     """Write all three editions into ``out``."""
+    page = address()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         source = nbformat.read(path, as_version=4)
         places = {"student": out / "student", "instructor": out / "instructor"}
@@ -125,6 +147,8 @@ def write(out: Path) -> None:
         for make, folder in zip((student, instructor, nbgrader), places.values()):
             folder.mkdir(parents=True, exist_ok=True)
             edition = make(source)
+            if page:
+                edition = with_address(edition, page, path.name)
             nbformat.validate(edition)
             nbformat.write(edition, folder / path.name)
     (out / "nbgrader" / "nbgrader_config.py").write_text(CONFIG, encoding="utf-8")

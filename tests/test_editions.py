@@ -1,0 +1,149 @@
+"""The three editions: students get no solutions, instructors get everything, and nbgrader grades what it should."""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import editions
+from mutants import exercises
+from reading import tags
+
+ROOT = Path(__file__).resolve().parents[1]
+PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+each = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def text(notebook: nbformat.NotebookNode) -> str:
+    return "\n".join(cell.source for cell in notebook.cells)
+
+
+@each
+def test_students_get_no_solution_no_promise_of_one_and_no_answer_to_a_prediction(path):
+    notebook = editions.student(read(path))
+    assert "solution" not in text(notebook).lower()
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and cell.outputs:
+            assert "show_image(" in cell.source
+    pictures = [cell for cell in notebook.cells if "show_image(" in cell.source]
+    assert all("<img" in json.dumps(cell.outputs) for cell in pictures)
+    stubs = [cell for cell in notebook.cells if "exercise" in tags(cell)]
+    assert len(stubs) == sum("exercise" in tags(cell) for cell in read(path).cells)
+
+
+@each
+def test_instructors_get_open_solutions_points_minutes_and_the_named_mistakes(path):
+    notebook = editions.instructor(read(path))
+    assert "core path" in notebook.cells[1].source
+    solutions = [i for i, cell in enumerate(notebook.cells) if "solution" in tags(cell)]
+    assert solutions
+    for index in solutions:
+        assert "jupyter" not in notebook.cells[index].metadata
+        check = exercises()[editions.CHECK.search(notebook.cells[index].source)[1]]
+        assert all(mistake.sentence in notebook.cells[index + 1].source for mistake in check.mistakes)
+
+
+def test_addresses_come_from_the_remote_or_are_left_out(tmp_path):
+    (tmp_path / "here").mkdir()
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path / "here", check=True)
+    assert editions.address(tmp_path / "here") is None
+    assert editions.address(tmp_path) is None
+    for remote in ("git@github.com:someone/attention.git", "https://github.com/someone/attention.git"):
+        subprocess.run(["git", "remote", "remove", "origin"], cwd=tmp_path / "here", check=False, capture_output=True)
+        subprocess.run(["git", "remote", "add", "origin", remote], cwd=tmp_path / "here", check=True)
+        assert editions.address(tmp_path / "here") == "https://github.com/someone/attention"
+
+
+def test_with_an_address_there_is_a_colab_button_and_a_line_to_type():
+    plain = editions.student(read(PATHS[1]))
+    linked = editions.with_address(copy.deepcopy(plain), "https://github.com/someone/attention", PATHS[1].name)
+    assert "colab.research.google.com/github/someone/attention/blob/main/notebooks/01_" in linked.cells[0].source
+    assert "%pip install" in text(linked)
+    assert "git+https://github.com/someone/attention" in text(linked)
+    assert "http" not in next(cell.source for cell in plain.cells if "setup" in tags(cell))
+
+
+# nbgrader itself, on what the exercises need: the rest of a notebook is tested elsewhere, and takes minutes.
+
+
+def only_exercises(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Keep the set-up, the imports, definitions, and the graded cells."""
+    definitions = ("import ", "from ", "class ", "def ", "# attnlib notebook")
+    notebook.cells = [
+        cell
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        or "setup" in tags(cell)
+        or "nbgrader" in cell.metadata
+        or cell.source.startswith(definitions)
+    ]
+    return notebook
+
+
+def named_mistake(notebook: nbformat.NotebookNode) -> tuple[int, str, str]:
+    """An answer cell of this notebook, a wrong answer for it, and what its check says."""
+    for index, cell in enumerate(notebook.cells):
+        if cell.metadata.get("nbgrader", {}).get("solution"):
+            check, answer = editions.CHECK.search(notebook.cells[index + 1].source).groups()
+            for mistake in exercises()[check].mistakes:
+                names = ", ".join(mistake.function.__code__.co_varnames) if mistake.code else None
+                source = f"def {answer}({names}):\n    return {mistake.code}"
+                try:
+                    place: dict = {}
+                    exec(f"import torch\n{source}", place)
+                    if names and exercises()[check](place[answer]).message == mistake.sentence:
+                        return index, source, mistake.sentence
+                except Exception:  # this one needs the helpers of its table
+                    continue
+    raise LookupError("no mistake of this notebook stands alone")
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    """A course that nbgrader has graded: three students, all notebooks; and the mistake that each notebook got."""
+    root, said = tmp_path_factory.mktemp("course"), {}
+    (root / "nbgrader_config.py").write_text(editions.CONFIG)
+    for path in PATHS:
+        source = only_exercises(editions.nbgrader(read(path)))
+        mistaken = copy.deepcopy(source)
+        index, mistaken.cells[index].source, said[path.stem] = (
+            found := named_mistake(source)
+        )[0], found[1], found[2]  # fmt: skip
+        for folder, notebook in (("source", source), ("submitted/solved", source), ("submitted/mistaken", mistaken)):
+            place = root / folder / path.stem
+            place.mkdir(parents=True)
+            nbformat.write(notebook, place / path.name)
+    run = [sys.executable, "-m", "nbgrader"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for path in PATHS:
+        subprocess.run([*run, "generate_assignment", path.stem], cwd=root, env=environment, check=True, timeout=120)
+        released = root / "release" / path.stem
+        assert "solution" not in (released / path.name).read_text(encoding="utf-8").lower().replace('"solution"', "")
+        shutil.copytree(released, root / "submitted" / "untouched" / path.stem)
+        subprocess.run([*run, "autograde", path.stem], cwd=root, env=environment, check=True, timeout=300)
+    return root, said
+
+
+def test_nbgrader_gives_full_points_to_the_solved_none_to_the_untouched_and_tells_the_mistaken(course):
+    from nbgrader.api import Gradebook
+
+    root, said = course
+    with Gradebook(f"sqlite:///{root / 'gradebook.db'}") as book:
+        for path in PATHS:
+            scores = {s.student.id: (s.score, s.max_score) for s in book.assignment_submissions(path.stem)}
+            assert scores["solved"][0] == scores["solved"][1] > 0
+            assert scores["untouched"][0] == 0
+            assert 0 < scores["mistaken"][0] < scores["mistaken"][1]
+            graded = root / "autograded" / "mistaken" / path.stem / path.name
+            outputs = json.dumps([cell.get("outputs") for cell in read(graded).cells], ensure_ascii=False)
+            assert json.dumps(said[path.stem], ensure_ascii=False)[1:-1] in outputs
