@@ -19,7 +19,7 @@ PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TITLE = re.compile(r"# (\d\d) · \S")
 FORBIDDEN = re.compile(r"\b(simply|obviously|trivially|of course|just)\b", re.IGNORECASE)
 ANYWHERE_TAGS = {
-    "setup", "copyable", "exercise", "solution", "broken", "interactive", "hide-input",
+    "setup", "copyable", "exercise", "solution", "broken", "interactive", "predict", "hide-input",
     "nbval-ignore-output", "raises-exception",
 }  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_prose_is_short_plain_and_local(path):
 def test_has_every_part(path):
     assert 1_200 <= words(prose(path)) <= 2_500
     headings = re.findall(r"(?m)^##+ .*", prose(path))
-    for heading in ("Try it", "Broken on purpose", "Exercises", "Recap", "References"):
+    for heading in ("Try it", "Broken on purpose", "Exercise", "Recap", "References"):
         assert any(heading in line for line in headings), heading
     assert 3 <= len(cells(path, tag="exercise")) <= 5
     assert cells(path, tag="copyable")
@@ -167,14 +167,14 @@ def test_every_exercise_has_difficulty_minutes_hint_check_and_solution(path):
         (check,) = set(re.findall(r"\bcheck_\w+", exercise.source))
         assert check in solution.source
         assert output_text(exercise).startswith("○ Not written yet")
-        assert output_text(solution).startswith("✓")
+        assert output_text(solution).removeprefix("Solution: ").startswith("✓")
         assert not defined(exercise.source) & defined(solution.source), (
             "the solution would replace the learner's answer"
         )
 
 
 def output_text(cell) -> str:
-    return "".join(output.data.get("text/plain", "") for output in cell.outputs if "data" in output)
+    return "".join(output.get("text", output.get("data", {}).get("text/plain", "")) for output in cell.outputs)
 
 
 def defined(source: str) -> set[str]:
