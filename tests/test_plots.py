@@ -21,6 +21,7 @@ from attnlib.plots import picture, plot_attention, show_image, to_svg
 TURN = torch.tensor([[1.0, 0.2], [0.1, 1.0]])
 ROW = torch.tensor([0.5, -1.25, 3.0])
 EXAMPLES = {
+    "plot_arrows": lambda f: f(ROW[:2], TURN, labels="ab"),
     "plot_attention": lambda f: f(torch.eye(2), query_labels=["a", "b"], title="t"),
     "plot_context": lambda f: f(ROW, ROW.softmax(0), ROW[:2], ROW[1:], labels="abc", title="t"),
     "plot_curves": lambda f: f([1, 4, 2048], {"a": [1, 20, 3]}, xlabel="n", ylabel="t", log="xy"),

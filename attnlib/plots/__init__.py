@@ -7,6 +7,7 @@ if find_spec("matplotlib") is None:
 
 from attnlib.plots._base import picture, show_image
 from attnlib.plots._svg import to_svg
+from attnlib.plots.arrows import plot_arrows
 from attnlib.plots.bars import plot_context, plot_parts, plot_softmax
 from attnlib.plots.curves import plot_curves, plot_scaling, plot_staircase
 from attnlib.plots.einsum import plot_einsum
@@ -16,6 +17,7 @@ from attnlib.plots.memory import plot_memory_reads
 
 __all__ = [
     "picture",
+    "plot_arrows",
     "plot_attention",
     "plot_context",
     "plot_curves",
