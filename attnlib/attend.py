@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlib._fused import causal, fused_attention
 from attnlib._validate import check_key_mask, check_options, check_qkv, check_same, check_tensor
-
-MASK_BLOCK = 2**20  # entries of a mask that are converted for the fused kernel at one time
 
 
 class Attended(NamedTuple):
@@ -160,101 +159,7 @@ def attention(
     check_qkv(query, key, value, mask, dropout_p)
     check_options(is_causal, scale)
     key, value = _blank_hidden(key, mask), _blank_hidden(value, mask)
-    return _attention(query, key, value, mask, is_causal, scale, dropout_p)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """``attention`` without its checks: brings every case into the form that PyTorch fuses.
-
-    That is four axes, all expanded, one size for keys and values, and a mask or ``is_causal``, but not both.
-    """
-    if scale is not None and scale <= 0:  # with is_causal, PyTorch's CPU kernel multiplies −inf by the scale
-        query, scale = query * (-1.0 if scale else 0.0), -scale or 1.0
-    fits = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2] and key.shape[-1] == value.shape[-1]
-    if fits and mask is None and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
-        return F.scaled_dot_product_attention(query, key, value, None, dropout_p, is_causal, scale=scale)
-
-    leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    q_tokens, value_dim = query.shape[-2], value.shape[-1]
-    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
-    query, key, value = (_on_four_axes(tensor, leading) for tensor in (query, key, value))
-    seen = None  # (batch, heads, q_tokens, 1): the queries that see any key, where the kernel is not told
-    if mask is not None:
-        mask = torch.atleast_2d(mask)
-        if mask.shape[-1] == 1:  # each query sees all keys or none
-            seen, mask = _mask_on_four_axes(mask, leading), None
-        elif mask.shape[-2] == 1:  # all queries see the same keys
-            mask = _mask_on_four_axes(mask, leading)
-            if is_causal:
-                seen = F.pad(mask, (0, q_tokens)).cumsum(-1)[..., :q_tokens].mT > 0
-                query, key = _hide_by_score(query, key, mask, scale)
-                mask = None
-    width = max(query.shape[-1], value_dim)
-    query, key, value = (_widened(tensor, width) for tensor in (query, key, value))
-    if mask is None or mask.shape[-2] == 1:
-        output = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
-    else:
-        rows = q_tokens
-        if not torch.compiler.is_compiling():  # a compiler wants one graph for any number of tokens
-            rows = max(64, MASK_BLOCK // max(_mask_on_four_axes(mask[..., :1, :], leading).numel(), 1))
-        blocks = []
-        for first in [0] if rows >= q_tokens else range(0, q_tokens, rows):
-            block, visible, last = (
-                query[..., first : first + rows, :],
-                mask[..., first : first + rows, :],
-                key.shape[-2],
-            )
-            if is_causal:
-                last = min(first + rows, last)
-                visible = visible[..., :last] & _causal(block.shape[-2], last, query.device, first)
-            visible = _mask_on_four_axes(visible, leading)
-            keys, values = key[..., :last, :], value[..., :last, :]
-            blocks.append(F.scaled_dot_product_attention(block, keys, values, visible, dropout_p, scale=scale))
-        output = torch.cat(blocks, dim=-2) if len(blocks) > 1 else blocks[0]
-    if width > value_dim:
-        output = output[..., :value_dim]
-    if seen is not None:
-        output = output.masked_fill(~seen, 0.0)
-    return output.reshape(*leading, q_tokens, value_dim)
-
-
-def _on_four_axes(tensor: Tensor, leading: torch.Size) -> Tensor:
-    """(batch, heads, tokens, dim): leading axes expanded, all but the last of them as one; a view where possible."""
-    tensor = tensor.expand(*leading, -1, -1)
-    return tensor.flatten(0, -4) if tensor.ndim > 4 else tensor[(None,) * (4 - tensor.ndim)]
-
-
-def _widened(tensor: Tensor, width: int) -> Tensor:
-    """Zeros after the last axis up to ``width``, and the numbers of a row side by side, as the kernel wants them."""
-    if tensor.shape[-1] < width:
-        return F.pad(tensor, (0, width - tensor.shape[-1]))
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
-
-
-def _mask_on_four_axes(mask: Tensor, leading: torch.Size) -> Tensor:
-    """The same for a mask, whose axes of size 1 stay as they are."""
-    if len(leading) > 2 and mask.ndim > 3:
-        return mask.expand(*leading[:-1], *mask.shape[-3:]).flatten(0, -4)
-    return mask[(None,) * (4 - mask.ndim)]
-
-
-def _hide_by_score(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Hide keys from all queries without a mask: one more component, which gives hidden keys a score of −2⁹⁶.
-
-    Visible keys have 0 there, which changes none of their scores. float16 holds 2¹⁵ at most, and gives −2³⁰ · scale.
-    """
-    dtypes = {query.dtype, _autocast_dtype(query.device)}
-    in_query, most = (2.0**15, 2.0**15) if torch.float16 in dtypes else (2.0**48, 2.0**100)
-    hidden = torch.zeros_like(key[..., :1]).masked_fill(~mask.mT, -min(2.0**48 / scale, most))
-    return F.pad(query, (0, 1), value=in_query), torch.cat([key, hidden], dim=-1)
+    return fused_attention(query, key, value, mask, is_causal, scale, dropout_p)
 
 
 def _blank_hidden(tensor: Tensor, mask: Tensor | None) -> Tensor:
@@ -327,26 +232,14 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, sc
     with without_autocast(query.device):
         scores = (query.to(dtype) * scale) @ key.to(dtype).mT
     if is_causal:
-        causal = _causal(query.shape[-2], key.shape[-2], query.device)
-        mask = causal if mask is None else mask & causal
+        past = causal(query.shape[-2], key.shape[-2], query.device)
+        mask = past if mask is None else mask & past
     return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
-
-
-def _causal(q_tokens: int, kv_tokens: int, device: torch.device, first: int = 0) -> Tensor:
-    """True where key j is not after query ``first + i``."""
-    return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril(first)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
     """Inside it dtypes stay as they are. There is nothing to do on meta, which has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def _autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What matrix products are computed in under autocast; None outside it."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return None
-    return torch.get_autocast_dtype(device.type)
 
 
 def logsumexp_dtype(scores: Tensor) -> torch.dtype:

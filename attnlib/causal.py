@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnlib._fused import fused_attention
 from attnlib._validate import check_count, check_input, check_probability
-from attnlib.attend import _attention, _attention_weights, active_dropout, hide_padding
+from attnlib.attend import _attention_weights, active_dropout, hide_padding
 
 
 class CausalAttention(nn.Module):
@@ -62,7 +63,7 @@ class CausalAttention(nn.Module):
         check_input(x, self.d_in, self.context_length)
         x, mask, padding = hide_padding(x, key_mask)
         query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
-        context = _attention(query, key, value, mask, is_causal=True, dropout_p=active_dropout(self.dropout))
+        context = fused_attention(query, key, value, mask, is_causal=True, dropout_p=active_dropout(self.dropout))
         return context if padding is None else context.masked_fill(padding, 0.0)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from attnlib._fused import fused_attention
 from attnlib._validate import check_bool, check_count, check_input, check_probability, check_shape, check_tensor
-from attnlib.attend import _attention, _attention_weights, active_dropout, hide_padding
+from attnlib.attend import _attention_weights, active_dropout, hide_padding
 from attnlib.causal import CausalAttention, drop_mask_buffer
 
 
@@ -245,7 +246,7 @@ class MultiHeadAttention(nn.Module):
         query, key, value = (_split_heads(linear(x), self.num_heads) for linear in self._qkv())
         if mask is not None:
             mask = mask.unsqueeze(-3)  # (…, 1, 1, tokens)
-        heads = _attention(query, key, value, mask, self.is_causal, dropout_p=active_dropout(self.dropout))
+        heads = fused_attention(query, key, value, mask, self.is_causal, dropout_p=active_dropout(self.dropout))
         joined = _join_heads(heads)  # (…, tokens, d_out)
         return self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from attnlib._fused import fused_attention
 from attnlib._validate import check_count, check_input, check_tensor
-from attnlib.attend import _attention, _attention_weights, hide_padding
+from attnlib.attend import _attention_weights, hide_padding
 
 
 def context_vectors(x: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def context_vectors(x: Tensor) -> Tensor:
     check_tensor("x", x)
     if x.ndim < 2:
         raise ValueError(f"x must have shape (..., tokens, d_in); got {tuple(x.shape)}")
-    return _attention(x, x, x, scale=1.0)
+    return fused_attention(x, x, x, scale=1.0)
 
 
 class SelfAttention_v1(nn.Module):
@@ -101,7 +102,7 @@ class SelfAttention_v1(nn.Module):
         """
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)
-        context = _attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"), mask)
+        context = fused_attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"), mask)
         return context if padding is None else context.masked_fill(padding, 0.0)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -152,7 +153,7 @@ class SelfAttention_v2(nn.Module):
         """
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)
-        context = _attention(self.W_query(x), self.W_key(x), self.W_value(x), mask)
+        context = fused_attention(self.W_query(x), self.W_key(x), self.W_value(x), mask)
         return context if padding is None else context.masked_fill(padding, 0.0)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:

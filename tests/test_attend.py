@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
-from attnlib.attend import MASK_BLOCK, Attended, attend, attention, attention_weights, merge
+from attnlib._fused import MASK_BLOCK
+from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.masks import causal_mask
 from largest_tensor import LargestTensor
 from oracle import attend_by_loops

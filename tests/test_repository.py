@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MODULES = sorted((ROOT / "attnlib").rglob("*.py"))
 FLOORS = [
-    {"_validate", "device", "masks", "einsum"},
+    {"_fused", "_validate", "device", "masks", "einsum"},
     {"attend"},
     {"self_attention", "causal", "multi_head", "memory", "lsh", "chunked", "sharded"},
     {"plots", "checks"},

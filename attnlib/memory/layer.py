@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnlib._fused import fused_attention
 from attnlib._validate import check_count, check_input, check_probability
 from attnlib.attend import (
     Attended,
     _attend,
-    _attention,
     _attention_weights,
     _softmax,
     active_dropout,
@@ -134,7 +134,7 @@ class MemoryAttention(nn.Module):
         query, (key, value) = self._query(rows), self._key_value(rows)
         dropout_p = active_dropout(self.dropout)
         if memory is None:
-            heads = _attention(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
+            heads = fused_attention(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
         else:
             hits = self._find(query, memory)
             local = _attend(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)

@@ -1,0 +1,113 @@
+"""PyTorch's fused kernel for every shape and mask that ``attention`` takes."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MASK_BLOCK = 2**20  # entries of a mask that are converted for the kernel at one time
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """``attention`` without its checks: brings every case into the form that PyTorch fuses.
+
+    That is four axes, all expanded, one size for keys and values, and a mask or ``is_causal``, but not both. With both,
+    a query that sees no key gets an average of the hidden values, so those must be zero, or its output unused.
+    """
+    if scale is not None and scale <= 0:  # with is_causal, PyTorch's CPU kernel multiplies −inf by the scale
+        query, scale = query * (-1.0 if scale else 0.0), -scale or 1.0
+    fits = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2] and key.shape[-1] == value.shape[-1]
+    if fits and mask is None and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
+        return F.scaled_dot_product_attention(query, key, value, None, dropout_p, is_causal, scale=scale)
+
+    leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+    q_tokens, value_dim = query.shape[-2], value.shape[-1]
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    query, key, value = (_on_four_axes(tensor.expand(*leading, -1, -1), leading) for tensor in (query, key, value))
+    seeing = None  # (batch, heads, q_tokens, 1): the queries that see all keys; the others see none
+    if mask is not None:
+        mask = torch.atleast_2d(mask)
+        if 1 in mask.shape[-2:]:
+            mask = _on_four_axes(mask, leading)
+        if mask.shape[-1] == 1:
+            seeing, mask = mask, None
+        elif mask.shape[-2] == 1 and is_causal:
+            query, key = _hide_by_score(query, key, mask, scale)
+            mask = None
+    width = max(query.shape[-1], value_dim)
+    query, key, value = (_widened(tensor, width) for tensor in (query, key, value))
+    if mask is None or mask.shape[-2] == 1:
+        output = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
+    else:
+        output = _by_blocks(query, key, value, mask, leading, is_causal, scale, dropout_p)
+    if width > value_dim:
+        output = output[..., :value_dim]
+    if seeing is not None:
+        output = output.masked_fill(~seeing, 0.0)
+    return output.reshape(*leading, q_tokens, value_dim)
+
+
+def _on_four_axes(tensor: Tensor, leading: torch.Size) -> Tensor:
+    """(batch, heads, …, …) from (*leading, …, …), or fewer axes in front: all leading axes but the last become one."""
+    if len(leading) > 2 and tensor.ndim > 3:
+        return tensor.expand(*leading[:-1], *tensor.shape[-3:]).flatten(0, -4)
+    return tensor[(None,) * (4 - tensor.ndim)]
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    """Zeros after the last axis up to ``width``, and the numbers of a row side by side, as the kernel wants them."""
+    if tensor.shape[-1] < width:
+        return F.pad(tensor, (0, width - tensor.shape[-1]))
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _hide_by_score(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Hide keys from all queries without a mask: one more component, which gives hidden keys a score of −2⁹⁶.
+
+    Visible keys have 0 there, which changes none of their scores. float16 holds 2¹⁵ at most, and gives −2³⁰ · scale.
+    """
+    dtypes, kind = {query.dtype}, query.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):  # meta has no autocast
+        dtypes.add(torch.get_autocast_dtype(kind))
+    in_query, most = (2.0**15, 2.0**15) if torch.float16 in dtypes else (2.0**48, 2.0**100)
+    hidden = torch.zeros_like(key[..., :1]).masked_fill(~mask.mT, -min(2.0**48 / scale, most))
+    return F.pad(query, (0, 1), value=in_query), torch.cat([key, hidden], dim=-1)
+
+
+def _by_blocks(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    leading: torch.Size,
+    is_causal: bool,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Attention under a mask that differs between queries: the kernel converts it, so it gets a block of rows."""
+    q_tokens, kv_tokens = mask.shape[-2:]
+    rows = q_tokens
+    if not torch.compiler.is_compiling():  # a compiler wants one graph for any number of tokens
+        rows = max(64, MASK_BLOCK // max(_on_four_axes(mask[..., :1, :], leading).numel(), 1))
+    blocks = []
+    for first in [0] if rows >= q_tokens else range(0, q_tokens, rows):
+        last = min(first + rows, kv_tokens) if is_causal else kv_tokens
+        visible = mask[..., first : first + rows, :last]
+        if is_causal:
+            visible = visible & causal(visible.shape[-2], last, query.device, first)
+        part = query[..., first : first + rows, :], key[..., :last, :], value[..., :last, :]
+        visible = _on_four_axes(visible, leading)
+        blocks.append(F.scaled_dot_product_attention(*part, visible, dropout_p, scale=scale))
+    return torch.cat(blocks, dim=-2) if len(blocks) > 1 else blocks[0]
+
+
+def causal(q_tokens: int, kv_tokens: int, device: torch.device, first: int = 0) -> Tensor:
+    """True where key j is not after query ``first + i``."""
+    return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril(first)
