@@ -1,6 +1,6 @@
 """explain_einsum: by hand, against torch, NumPy and einops, on random equations, and how it is displayed."""
 
-import itertools
+from dataclasses import replace
 
 import einops
 import numpy as np
@@ -41,21 +41,16 @@ def test_a_matrix_product_on_paper():
     ]
 
 
-def test_the_roles_of_a_batched_product():
-    roles = {axis.name: axis.roles for axis in explain_einsum("bij,bjk->bik", (2, 3, 5), (2, 5, 7)).axes}
-    assert roles == {"b": ("free", "batch"), "i": ("free",), "k": ("free",), "j": ("summed",)}
-
-
 @pytest.mark.parametrize(
     ("equation", "shapes", "roles", "reason"),
     [
+        ("bij,bjk->bik", [(2, 3, 5), (2, 5, 7)], ("free",), "in the output: one cell for each value"),
         ("ii->i", [(3, 3)], ("free", "diagonal"), "occurs more than once in A"),
         ("ii->", [(3, 3)], ("summed", "diagonal"), "on the diagonal of A are added up"),
         ("ij->j", [(3, 2)], ("summed",), "although the name occurs once"),
         ("i,i->i", [(3,), (1,)], ("free", "batch", "broadcast"), "size 1 in B, whose one entry is used for all 3"),
         ("i,i->i", [(1,), (1,)], ("free", "batch"), "A and B are matched along it, not summed"),
         ("i,i->", [(3,), (1,)], ("summed", "broadcast"), "A and B are multiplied along it"),
-        ("i,j->ij", [(3,), (2,)], ("free",), "in the output: one cell for each value"),
         ("...,...->...", [(3,), (3,)], ("free", "batch"), "one of the axes that `...` stands for"),
     ],
 )
@@ -65,17 +60,10 @@ def test_the_role_of_an_axis_and_its_reason(equation, shapes, roles, reason):
     assert reason in axis.why
 
 
-def test_axes_come_in_the_order_of_the_loops():
-    assert [axis.name for axis in explain_einsum("jz,ijk->ki", (3, 7), (2, 3, 5)).axes] == ["k", "i", "j", "z"]
-
-
-def test_places_say_tensor_and_position():
-    axis = next(axis for axis in explain_einsum(SCORES, *SHAPES).axes if axis.name == "heads")
-    assert (axis.size, axis.places) == (3, (("A", 2), ("B", 2), ("output", 1)))
-    assert (
-        "| `heads` | 3 | A axis 2, B axis 2, output axis 1 | free, batch |"
-        in explain_einsum(SCORES, *SHAPES)._repr_markdown_()
-    )
+def test_axes_come_in_the_order_of_the_loops_with_their_places():
+    axes = explain_einsum(SCORES, *SHAPES).axes
+    assert [axis.name for axis in axes] == ["batch", "heads", "seq_q", "seq_k", "d"]
+    assert (axes[1].size, axes[1].places) == (3, (("A", 2), ("B", 2), ("output", 1)))
 
 
 def test_the_loops_of_the_scores_keep_the_users_names_and_order():
@@ -111,7 +99,7 @@ def test_the_scores_as_permute_and_matmul():
         ("ij,jk->ik", [(2, 3), (3, 5)], "output = A @ B  # (i, k)"),
         ("ij,kj->ik", [(2, 3), (5, 3)], "output = A @ B.mT  # (i, k)"),
         ("i,i->", [(3,), (3,)], "output = A @ B  # ()"),
-        ("j,ij->i", [(3,), (2, 3)], "output = B @ A  # (i,)"),
+        ("j,ij->i", [(3,), (2, 3)], "output = A @ B.mT  # (i,)"),
         ("i,j->ij", [(2,), (3,)], "output = A[:, None] * B  # (i, j)"),
         ("ij->ji", [(2, 3)], "output = A.mT  # (j, i)"),
         ("ij->", [(2, 3)], "output = A.sum((0, 1))  # ()"),
@@ -126,23 +114,19 @@ def test_familiar_equations_have_familiar_code(equation, shapes, code):
     assert explanation.verify()
 
 
-def test_an_axis_of_size_one_is_read_at_index_zero():
-    explanation = explain_einsum("ij,j->i", (2, 3), (1,))
-    assert "A[i, j] * B[0]" in explanation.loops
-    assert "B_{0}" in explanation._repr_markdown_()
+def test_an_axis_of_size_one_is_read_at_index_zero_where_it_broadcasts():
+    assert "A[0] * B[i]" in explain_einsum("i,i->i", (1,), (2,)).loops
+    assert "A[i] * B[i]" in explain_einsum("i,i->i", (1,), (1,)).loops
 
 
 def test_costs_of_a_chain_of_three():
     explanation = explain_einsum("ij,jk,kl->il", (2, 3), (3, 5), (5, 7))
     assert explanation.multiplications == 2 * (2 * 3 * 5 * 7)
-    assert [step.multiplications for step in explanation.path] == [2 * 3 * 5, 2 * 5 * 7]
-    assert [(step.left, step.right, step.axes) for step in explanation.path] == [
-        ("A", "B", ("i", "k")),
-        ("AB", "C", ("i", "l")),
-    ]
+    assert explanation.path == (
+        ("A", "B", {"i": 2, "k": 5}, 2 * 3 * 5),
+        ("AB", "C", {"i": 2, "l": 7}, 2 * 5 * 7),
+    )
     assert explanation.path_multiplications == 100
-    assert explanation.largest_intermediate_bytes == 2 * 5 * 4
-    assert explanation.output_bytes == 2 * 7 * 4
 
 
 def test_an_empty_axis_costs_nothing():
@@ -152,56 +136,38 @@ def test_an_empty_axis_costs_nothing():
 
 def test_bytes_follow_the_dtype_of_the_operands():
     half, double = torch.zeros(3, dtype=torch.float16), np.zeros(3)
-    assert explain_einsum("i->i", half).output_bytes == 6
-    assert explain_einsum("i,i->i", half, double).output_bytes == 24
+    assert "memory of the output: 6 bytes" in str(explain_einsum("i->i", half))
+    assert "memory of the output: 24 bytes" in str(explain_einsum("i,i->i", half, double))
+    assert "memory of the output: 1.0 KiB" in str(explain_einsum("ij->ji", (16, 16)))
 
 
 # Against others
-
-
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
-def test_three_operands_in_any_order(order):
-    tensors, terms = (numbers(2, 3, 5), numbers(3, 7), numbers(7, 5, 2)), ("bij", "ik", "kjb")
-    equation = ",".join(terms[index] for index in order) + "->bk"
-    operands = [tensors[index] for index in order]
-    explanation = explain_einsum(equation, *operands)
-    torch.testing.assert_close(run(explanation.torch_code, *operands), torch.einsum(equation, *operands))
-    assert explanation.verify()
 
 
 @pytest.mark.parametrize(
     ("equation", "shapes"),
     [
         ("a,b,c,d,e->cebad", [(2,), (3,), (2,), (1,), (3,)]),
-        ("ab,bc,cd,de,ea->", [(2, 3), (3, 4), (4, 5), (5, 3), (3, 2)]),
         ("iij,jkk,kl->l", [(3, 3, 2), (2, 4, 4), (4, 5)]),
         ("abc,cde,ef->abdf", [(2, 3, 5), (5, 2, 3), (3, 2)]),
-        ("aij,bij->ab", [(2, 3, 5), (7, 3, 5)]),
         ("abk,kcd->acbd", [(2, 3, 5), (5, 7, 11)]),
-        ("abk,kcd->cdab", [(2, 3, 5), (5, 7, 11)]),
         ("bhk,bkcd->bhcd", [(2, 3, 5), (2, 5, 7, 11)]),
-        ("bk,bkcd->bcd", [(2, 5), (2, 5, 7, 11)]),
         ("babk,kc->ac", [(2, 3, 2, 5), (5, 7)]),
         ("bxyk,bkzw->bxzyw", [(2, 3, 4, 5), (2, 5, 2, 3)]),
         ("bxyk,bk->yxb", [(2, 3, 5, 7), (2, 7)]),
         ("bxyk,ckzb->xyzbc", [(2, 3, 4, 5), (4, 5, 3, 2)]),
         ("iii->i", [(3, 3, 3)]),
         ("ijij->", [(2, 3, 2, 3)]),
-        ("ij,ji->", [(2, 3), (3, 2)]),
         ("ij,jk->ik", [(2, 0), (0, 3)]),
-        ("ij,jk->ik", [(0, 2), (2, 3)]),
         ("ij,j->ij", [(2, 0), (1,)]),
-        ("bij,bjk->bik", [(1, 3, 5), (2, 5, 7)]),
         ("bij,bjk->bik", [(2, 3, 1), (2, 5, 7)]),
         ("b...,b...->...", [(2, 3, 1), (2, 5)]),
         ("...ij->...ji", [(2, 3, 5, 7)]),
         ("i...,...j->ij", [(2, 3, 5), (3, 5, 7)]),
-        ("...i,i->...", [(2, 3, 5), (5,)]),
         ("i->...i", [(3,)]),
         ("", [()]),
         (",->", [(), ()]),
         (",i->i", [(), (3,)]),
-        ("ba", [(2, 3)]),
         ("bFa", [(2, 3, 5)]),
         (" i j , j k -> i k ", [(2, 3), (3, 5)]),
     ],
@@ -216,24 +182,23 @@ def test_loops_code_and_torch_agree(equation, shapes):
     assert explanation.verify()
 
 
-def test_verify_notices_code_that_differs(monkeypatch):
-    for name, wrong in (
-        ("loops_source", "output = torch.zeros(2, 5, dtype=A.dtype)"),
-        ("torch_source", "output = A @ B * 1.0001"),
-        ("torch_source", "output = (A @ B).mT"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"attnlib.einsum.explanation.{name}", lambda *_, wrong=wrong: wrong)
-            assert not explain_einsum("ij,jk->ik", (2, 3), (3, 5)).verify()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loops": "output = torch.zeros(2, 5, dtype=A.dtype)"},
+        {"torch_code": "output = A @ B * 1.0001"},
+        {"torch_code": "output = (A @ B).mT"},
+        {"torch_code": "output = (A @ B).double()"},
+    ],
+)
+def test_verify_notices_code_that_differs(changes):
+    assert not replace(explain_einsum("ij,jk->ik", (2, 3), (3, 5)), **changes).verify()
 
 
-@pytest.mark.parametrize("equation", ["ij,jk->ik", "ij,jk", "jk,ij"])
+@pytest.mark.parametrize("equation", ["ij,jk->ik", "kj,ji"])
 def test_letters_mean_what_numpy_means(equation):
     first, second = np.arange(6.0).reshape(2, 3), np.arange(15.0).reshape(3, 5)
-    if equation == "jk,ij":
-        first, second = second, first
-    got = explain_einsum(equation, first, second).run_loops()
-    np.testing.assert_allclose(got.numpy(), np.einsum(equation, first, second))
+    np.testing.assert_allclose(explain_einsum(equation, first, second).run_loops(), np.einsum(equation, first, second))
 
 
 @pytest.mark.parametrize("pattern", [SCORES, "b q ... d, b k ... d -> ... q b k", "b q … d, b k … d -> b … q k"])
@@ -243,21 +208,17 @@ def test_words_mean_what_einops_means(pattern):
     torch.testing.assert_close(explain_einsum(pattern, query, key).run_loops(), want)
 
 
-def test_an_axis_of_size_one_is_an_index_where_it_broadcasts_against_nothing():
-    assert "A[i] * B[i]" in explain_einsum("i,i->i", (1,), (1,)).loops
-    assert "A[0] * B[i]" in explain_einsum("i,i->i", (1,), (2,)).loops
-
-
 def test_an_entry_that_is_never_used_gives_a_warning():
     (warning,) = explain_einsum("i,i->", (1,), (0,)).warnings
     assert "size 1 in A but 0 elsewhere, and is summed: that one entry is used 0 times" in warning
 
 
-def test_a_plain_shape_has_the_default_dtype_and_a_kibibyte_has_1024_bytes():
-    assert "memory of the output: 1.0 KiB" in str(explain_einsum("ij->ji", (16, 16)))
+def test_plain_shapes_stand_for_the_same_random_numbers_each_time_in_the_default_dtype():
+    explanation = explain_einsum("ij->ij", (2, 3))
+    assert torch.equal(explanation.run_loops(), explain_einsum("ij->ij", (2, 3)).run_loops())
+    assert explanation.run_loops().std() > 0.1
     torch.set_default_dtype(torch.float64)
     try:
-        assert "memory of the output: 2.0 KiB" in str(explain_einsum("ij->ji", (16, 16)))
         assert explain_einsum("ij->ji", (16, 16)).run_loops().dtype == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
@@ -284,8 +245,6 @@ def test_operands_of_many_kinds():
         torch.ones(2, 3, device="meta"),
         torch.ones(2, 3).t().t(),
         np.ones((2, 3), dtype=np.float16),
-        np.ones((2, 3), dtype=">f4"),
-        np.ones((2, 3), dtype="<i2"),
         np.ones((3, 2))[::-1].T,
         torch.Size((2, 3)),
         [2, 3],
@@ -305,12 +264,6 @@ def test_runs_on_the_cpu_whatever_the_default_device_is():
 
 def test_a_scalar_array_is_an_operand():
     assert explain_einsum(",i->i", np.float64(3.0), np.ones(2)).run_loops().tolist() == [3.0, 3.0]
-
-
-def test_a_plain_shape_stands_for_the_same_numbers_each_time():
-    explanation = explain_einsum("ij->ij", (2, 3))
-    torch.testing.assert_close(explanation.run_loops(), explain_einsum("ij->ij", (2, 3)).run_loops())
-    assert explanation.run_loops().std() > 0.1
 
 
 # Names that Python or the generated code needs
@@ -397,11 +350,9 @@ def test_integers_are_converted_before_they_can_overflow():
     assert explanation.verify()
 
 
-def test_verify_notices_a_lost_conversion(monkeypatch):
-    monkeypatch.setattr("attnlib.einsum.explanation.conversions", lambda *_: "")
-    a = torch.tensor([[1, 2], [3, 4]])
-    assert explain_einsum("ij,jk->ik", a, a).verify()
-    assert not explain_einsum("ij,jk->ik", a, torch.tensor([[0.25], [4.0]])).verify()
+def test_verify_notices_a_lost_conversion():
+    explanation = explain_einsum("ij,jk->ik", torch.tensor([[1, 2], [3, 4]]), torch.tensor([[0.25], [4.0]]))
+    assert not replace(explanation, loops=explanation.loops.split("\n", 1)[1]).verify()
 
 
 def test_integers_wrap_around_as_they_do_in_torch():
@@ -414,22 +365,19 @@ def test_integers_wrap_around_as_they_do_in_torch():
         assert explanation.verify()
 
 
-def test_integers_beyond_the_precision_of_floats_are_compared_exactly(monkeypatch):
-    large = torch.tensor([2**60, 1])
-    assert explain_einsum("i->", large).verify()
-    monkeypatch.setattr("attnlib.einsum.explanation.torch_source", lambda *_: "output = A.sum(0) - 1")
-    assert not explain_einsum("i->", large).verify()
+def test_integers_beyond_the_precision_of_floats_are_compared_exactly():
+    explanation = explain_einsum("i->", torch.tensor([2**60, 1]))
+    assert explanation.verify()
+    assert not replace(explanation, torch_code="output = A.sum(0) - 1").verify()
 
 
-@pytest.mark.parametrize("dtype", [torch.uint16, torch.float8_e4m3fn])
-def test_a_dtype_that_einsum_cannot_compute_in_is_refused(dtype):
-    with pytest.raises(TypeError, match=f"operands must have a dtype that torch.einsum can compute in; got {dtype}"):
-        explain_einsum("i->i", torch.empty(2, dtype=dtype))
-
-
-def test_dtypes_that_do_not_go_together_are_refused():
-    with pytest.raises(TypeError, match="operands must have dtypes that go together: Promotion"):
-        explain_einsum("i,i->i", torch.ones(2), torch.empty(2, dtype=torch.float8_e4m3fn))
+@pytest.mark.parametrize("dtypes", [(torch.uint16,), (torch.float8_e4m3fn,), (torch.float32, torch.float8_e4m3fn)])
+def test_dtypes_that_torch_cannot_compute_with_are_refused(dtypes):
+    equation = ",".join("i" for _ in dtypes) + "->i"
+    with pytest.raises(
+        TypeError, match="operands must have dtypes that torch can promote and multiply: .*loat8|UInt16"
+    ):
+        explain_einsum(equation, *(torch.empty(2, dtype=dtype) for dtype in dtypes))
 
 
 def test_a_shape_beside_a_tensor_has_its_dtype():
@@ -450,6 +398,8 @@ def test_a_shape_beside_a_tensor_has_its_dtype():
         (("seq_q, seq_k -> seq_q seq_k", (3,), (2,)), "words"),
         (("batch ... -> batch ...", (2, 3)), "words"),
         (("ab... -> ...", (2, 3, 5)), "letters"),
+        (("ab ... -> ab ...", (2, 3, 5)), "letters"),
+        (("row up ... -> row up ...", (2, 3, 2, 3, 2)), "words"),
         (("i j, j k -> i k", (2, 3), (3, 5)), "letters"),
     ],
 )
@@ -457,19 +407,6 @@ def test_the_shapes_decide_between_letters_and_words(arguments, spelling):
     explanation = explain_einsum(*arguments)
     assert explanation.spelling == spelling
     assert explanation.verify()
-
-
-@pytest.mark.parametrize(
-    ("equation", "shape", "spelling", "function"),
-    [
-        ("ab ... -> ab ...", (2, 3, 5), "letters", "letter; einops.einsum"),
-        ("row up ... -> row up ...", (2, 3, 2, 3, 2), "words", "word; torch.einsum"),
-    ],
-)
-def test_a_second_way_to_read_the_equation_is_mentioned(equation, shape, spelling, function):
-    explanation = explain_einsum(equation, shape)
-    assert explanation.spelling == spelling
-    assert explanation.warnings[0] == f"read with one axis for each {function} would read it differently."
 
 
 # Warnings
@@ -482,14 +419,12 @@ def test_a_second_way_to_read_the_equation_is_mentioned(equation, shape, spellin
         ("bj,ja", [(2, 3), (3, 5)], "sorted by name: (a, b), not in the order of appearance (b, a)"),
         ("ij,jk->ik", [(2, 1), (5, 3)], "`j` has size 1 in A but 5 elsewhere"),
         ("ij,jk->ik", [(2, 5), (1, 3)], "that one entry is used 5 times"),
-        ("ij,jk->ik", [(2, 1), (1, 3)], "`j` is summed and has size 1"),
         ("ij->i", [(2, 3)], "`j` occurs once and is not in the output"),
         ("...i->i", [(2, 3)], "NumPy raises an error"),
-        ("iI,Ij->ij", [(2, 3), (3, 5)], "`i` and `I` differ only in case"),
-        ("batch Head d -> batch Head", [(2, 3, 5)], "`d` occurs once"),
         ("batch heads, batch head -> batch heads", [(2, 3), (2, 3)], "`heads` and `head` are nearly the same"),
         ("batch d, bacth d -> batch", [(2, 3), (2, 3)], "`batch` and `bacth` are nearly the same"),
         ("hidden d, hiddem d -> hidden", [(2, 3), (2, 3)], "`hidden` and `hiddem` are nearly the same"),
+        ("Tokens d, tokens d -> tokens", [(2, 3), (2, 3)], "`Tokens` and `tokens` are nearly the same"),
     ],
 )
 def test_warnings(equation, shapes, sentence):
@@ -515,32 +450,16 @@ def test_no_warning_without_a_reason(equation, shapes):
 
 
 @pytest.mark.parametrize(
-    "equation", ["seq_q seq_k -> seq_q", "dims dims2 -> dims", "left d, lest d -> left lest", "dim dims -> dim dims",
-                 "row raw -> row"],
-)  # fmt: skip
-def test_names_that_are_alike_on_purpose_or_short_are_not_called_typos(equation):
+    "equation",
+    ["seq_q seq_k -> seq_q", "dims dims2 -> dims", "height d, weight d -> height weight", "row raw -> row"],
+)
+def test_names_that_are_alike_on_purpose_or_by_chance_are_not_called_typos(equation):
     names = dict(zip(dict.fromkeys(equation.replace("->", "").replace(",", "").split()), (2, 3, 5)))
     shapes = [tuple(names[name] for name in term.split()) for term in equation.split("->")[0].split(",")]
-    typos = [warning for warning in explain_einsum(equation, *shapes).warnings if "typo" in warning]
-    assert bool(typos) == (equation.startswith("dim dims"))
+    assert not any("typo" in warning for warning in explain_einsum(equation, *shapes).warnings)
 
 
 # Display
-
-
-def test_text_and_markdown_hold_every_part():
-    explanation = explain_einsum("ij,jk,kl->il", (2, 3), (3, 5), (5, 7))
-    text, markdown = repr(explanation), explanation._repr_markdown_()
-    for part in ("A (2, 3), B (3, 5), C (5, 7) → output (2, 7)", "summed", "A and B are multiplied along it",
-                 "multiplications in the loops: 420", "joined two by two, in the cheapest order: 100",
-                 "memory of the output: 56 bytes",
-                 "memory of the largest intermediate: 40 bytes"):  # fmt: skip
-        assert part in text
-        assert part in markdown
-    assert "\noutput[i, l] = Σ_{j, k} A[i, j] · B[j, k] · C[k, l]\n" in text
-    assert r"$$\mathrm{output}_{i, l} = \sum_{j=0}^{2} \sum_{k=0}^{4} A_{i, j} \, B_{j, k} \, C_{k, l}" in markdown
-    assert f"```python\n{explanation.loops}\n```" in markdown
-    assert f"```python\n{explanation.torch_code}\n```" in markdown
 
 
 TEXT = """\
@@ -566,7 +485,7 @@ Loops
             output[i, l] = total
 
 The same with permute and matmul
-    left = A.squeeze(1)  # (i,)
+    left = A.sum(1)  # (i,)
     right = B.sum(0)  # (k,)
     AB = left[:, None] * right  # (i, k)
     output = AB @ C  # (i, l)
@@ -583,71 +502,57 @@ Take care
     ⚠ `j` has size 1 in A but 5 elsewhere, and is summed: that one entry is used 5 times. Einsum gives no error here."""  # noqa: E501
 
 MARKDOWN = """\
-**`ij,jk,kl->il`**  
-A (2, 1), B (5, 3), C (3, 2) → output (2, 2)
+**`row_a i -> row_a`**  
+A (2, 1) → output (2,)
 
 | axis | size | where | role | why |
 |---|---|---|---|---|
-| `i` | 2 | A axis 0, output axis 0 | free | in the output: one cell for each value |
-| `l` | 2 | C axis 1, output axis 1 | free | in the output: one cell for each value |
-| `j` | 5 | A axis 1, B axis 0 | summed, broadcast | not in the output: A and B are multiplied along it and the products added up; size 1 in A, whose one entry is used for all 5 values |
-| `k` | 3 | B axis 1, C axis 0 | summed | not in the output: B and C are multiplied along it and the products added up |
+| `row_a` | 2 | A axis 0, output axis 0 | free | in the output: one cell for each value |
+| `i` | 1 | A axis 1 | summed | not in the output: A's entries along it are added up, although the name occurs once |
 
-$$\\mathrm{output}_{i, l} = \\sum_{j=0}^{4} \\sum_{k=0}^{2} A_{i, 0} \\, B_{j, k} \\, C_{k, l}$$
+$$\\mathrm{output}_{\\mathrm{row\\_a}} = \\sum_{i=0}^{0} A_{\\mathrm{row\\_a}, i}$$
 
 **Loops**
 
 ```python
-output = torch.zeros(2, 2, dtype=A.dtype)
-for i in range(2):
-    for l in range(2):
-        total = 0
-        for j in range(5):
-            for k in range(3):
-                total += A[i, 0] * B[j, k] * C[k, l]
-        output[i, l] = total
+output = torch.zeros(2, dtype=A.dtype)
+for row_a in range(2):
+    total = 0
+    for i in range(1):
+        total += A[row_a, i]
+    output[row_a] = total
 ```
 
-**The same with permute and matmul**
+**The same without einsum**
 
 ```python
-left = A.squeeze(1)  # (i,)
-right = B.sum(0)  # (k,)
-AB = left[:, None] * right  # (i, k)
-output = AB @ C  # (i, l)
+output = A.sum(1)  # (row_a,)
 ```
 
 **Cost**
 
-- multiplications in the loops: 120
-- joined two by two, in the cheapest order: 18
-- A with B → (i, k): 6 multiplications, 6 numbers
-- AB with C → (i, l): 12 multiplications, 4 numbers
-- memory of the largest intermediate: 24 bytes
-- memory of the output: 16 bytes
+- multiplications in the loops: 0
+- memory of the output: 8 bytes
 
 **Take care**
 
-- ⚠ `j` has size 1 in A but 5 elsewhere, and is summed: that one entry is used 5 times. Einsum gives no error here."""  # noqa: E501
+- ⚠ `i` occurs once and is not in the output, so it is summed. If you meant to keep it, put it after the arrow."""
 
 
-def test_the_whole_display_of_three_operands_and_a_warning():
-    explanation = explain_einsum("ij,jk,kl->il", (2, 1), (5, 3), (3, 2))
-    assert str(explanation) == TEXT
-    assert explanation._repr_markdown_() == MARKDOWN
+def test_the_whole_display():
+    assert str(explain_einsum("ij,jk,kl->il", (2, 1), (5, 3), (3, 2))) == TEXT
+    assert explain_einsum("row_a i -> row_a", (2, 1))._repr_markdown_() == MARKDOWN
 
 
-def test_words_in_the_formula_are_escaped():
-    markdown = explain_einsum(SCORES, *SHAPES)._repr_markdown_()
-    assert r"A_{\mathrm{batch}, \mathrm{seq\_q}, \mathrm{heads}, d}" in markdown
-    assert "The same with permute and matmul" in markdown
-    assert "The same without einsum" in str(explain_einsum("ij->i", (2, 3)))
+def test_a_product_in_the_formula():
+    markdown = explain_einsum("ij,j->i", (2, 3), (1,))._repr_markdown_()
+    assert r"$$\mathrm{output}_{i} = \sum_{j=0}^{2} A_{i, j} \, B_{0}$$" in markdown
 
 
 def test_a_scalar_is_displayed_too():
     explanation = explain_einsum(",->", (), ())
-    assert "No axes." in str(explanation)
-    assert "No axes." in explanation._repr_markdown_()
+    assert "output = A · B" in str(explanation)
+    assert r"$$\mathrm{output} = A \, B$$" in explanation._repr_markdown_()
     assert str(explanation.trace()).startswith("output = ")
 
 
@@ -667,7 +572,7 @@ def test_a_trace_adds_up_to_the_cell():
     query, key = numbers(*SHAPES[0]), numbers(*SHAPES[1])
     explanation = explain_einsum(SCORES, query, key)
     trace = explanation.trace(1, 2, 4, 10)
-    assert len(trace) == 7
+    assert len(trace.products) == 7
     assert trace.products[6].indices == ((1, 4, 2, 6), (1, 10, 2, 6))
     assert trace.products[6].text == "A[1, 4, 2, 6] * B[1, 10, 2, 6]"
     assert trace.products[6].factors == (query[1, 4, 2, 6].item(), key[1, 10, 2, 6].item())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import NoReturn
 
-from attnlib.einsum.parse import DOTS, Equation, Term, Token
+from attnlib.einsum.parse import DOTS, Equation, Term, Token, fail
 
 Shape = tuple[int, ...]
 MAX_AXES = 20  # Python nests at most 20 loops
@@ -15,20 +15,13 @@ MAX_AXES = 20  # Python nests at most 20 loops
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Contraction:
-    """An equation with nothing left implicit: names replace `...`, and each name has a size.
+    """An equation with nothing left implicit: names replace `...`, and each name has a size."""
 
-    Attributes:
-        inputs, shapes: the names and the sizes of each operand's axes.
-        free: the names in the output, in its order.
-        sizes: the size of each name, in order of first appearance.
-        dots: the names that stand for `...`.
-    """
-
-    inputs: tuple[tuple[str, ...], ...]
+    inputs: tuple[tuple[str, ...], ...]  # the names of each operand's axes
     shapes: tuple[Shape, ...]
-    free: tuple[str, ...]
-    sizes: dict[str, int]
-    dots: tuple[str, ...]
+    free: tuple[str, ...]  # the names in the output, in its order
+    sizes: dict[str, int]  # of each name, in order of first appearance
+    dots: tuple[str, ...]  # the names that stand for `...`
 
     @property
     def summed(self) -> tuple[str, ...]:
@@ -45,6 +38,13 @@ class Contraction:
         """What the code calls the operands: A, B, C, …, with an underscore if an axis has that name."""
         return tuple(own_name(letter, self.sizes) for letter in string.ascii_uppercase[: len(self.inputs)])
 
+    @property
+    def letters(self) -> str:
+        """The equation with one letter for each axis, for torch.einsum and opt_einsum."""
+        letters = dict(zip(self.sizes, string.ascii_letters))
+        *inputs, output = ("".join(letters[axis] for axis in axes) for axes in (*self.inputs, self.free))
+        return f"{','.join(inputs)}->{output}"
+
     def indices(self) -> list[tuple[str, ...]]:
         """How each operand is indexed: by name, but by 0 where an axis of size 1 broadcasts."""
         return [
@@ -60,7 +60,7 @@ def own_name(name: str, taken: Iterable[str]) -> str:
 
 def bind(equation: Equation, shapes: tuple[Shape, ...]) -> Contraction:
     """Give each axis its size. Raises ValueError if equation and shapes do not fit together."""
-    _check_number(equation, shapes)
+    _check_number(equation, len(shapes))
     widths = [_width_of_dots(equation, index, *pair) for index, pair in enumerate(zip(equation.inputs, shapes))]
     taken = {name for term in equation.inputs for name in term.names}
     dots = tuple(own_name(f"dots{number}", taken) for number in range(1, max(widths) + 1))
@@ -72,48 +72,33 @@ def bind(equation: Equation, shapes: tuple[Shape, ...]) -> Contraction:
     return Contraction(inputs, shapes, free, sizes, dots)
 
 
-def _check_number(equation: Equation, shapes: tuple[Shape, ...]) -> None:
+def _check_number(equation: Equation, number: int) -> None:
     terms = equation.inputs
-    if len(terms) == len(shapes):
+    if len(terms) == number:
         return
-    counts = f"equation names {_count(len(terms), 'input')}, but {_count(len(shapes), 'operand')} came"
+    spans = [term.span for term in (terms[number:] or terms)]
+    hint = "too few operands for these names" if len(terms) > number else "too many operands, or a comma is missing"
     empty = [term for term in terms if not term.tokens]
-    if empty and len(terms) - len(empty) == len(shapes):
-        comma = max(equation.source.rfind(",", 0, empty[0].start), equation.source.find(","))
-        equation.fail(f"{counts}: there is a stray comma", Token(",", comma, comma + 1))
-    if len(terms) > len(shapes):
-        equation.fail(f"{counts}: too few operands for these names", *terms[len(shapes) :])
-    equation.fail(f"{counts}: too many operands, or a comma is missing", *terms)
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    return f"1 {noun}" if number == 1 else f"{number} {plural or noun + 's'}"
+    if empty and len(terms) - len(empty) == number:
+        comma = max(equation.source.find(","), empty[0].span[0] - 1)
+        spans, hint = [(comma, comma + 1)], "there is a stray comma"
+    named, came = (f"{n} {noun}{'s' * (n != 1)}" for n, noun in ((len(terms), "input"), (number, "operand")))
+    fail(f"equation names {named}, but {came} came: {hint}", equation.source, *spans)
 
 
 def _width_of_dots(equation: Equation, index: int, term: Term, shape: Shape) -> int:
     """How many axes the `...` of a term stands for; 0 if it has none."""
     width = len(shape) - len(term.names)
     if width < 0 or (width > 0 and not term.has_dots):
-        named = ", ".join(f"`{name}`" for name in term.names)
-        named = f"{_count(len(term.names), 'axis', 'axes')} ({named})" if named else "no axis"
-        equation.fail(
-            f"equation names {named} for operand {string.ascii_uppercase[index]}, "
-            f"but it has {_count(len(shape), 'axis', 'axes')}: shape {shape}.{_hint_on_rank(equation, term, shape)}",
-            term,
+        named = ", ".join(f"`{name}`" for name in term.names) or "no axis"
+        hint = "Name each axis, or write `...` for those that need no name."
+        if width < 0 and equation.spelling == "letters":
+            hint = "Each letter is one axis; whole words need spaces between them, as in `batch q d`."
+        message = (
+            f"equation names {named} for operand {string.ascii_uppercase[index]}, but its shape is {shape}. {hint}"
         )
+        fail(message, equation.source, term.span)
     return width
-
-
-def _hint_on_rank(equation: Equation, term: Term, shape: Shape) -> str:
-    text = equation.source[term.start : term.stop]
-    if equation.output is None and " " in text:
-        return " Is `->` missing?"
-    if equation.spelling == "letters" and len(term.names) > len(shape) and len(text) > 1:
-        return " Each letter is one axis; whole words need spaces between them, as in `batch q d`."
-    letters = "".join(term.names)
-    if equation.spelling == "words" and letters.isalpha() and len(letters) == len(shape):
-        return " Each word is one axis here; put spaces between the letters."
-    return " Name each axis, or write `...` for those that need no name." if len(term.names) < len(shape) else ""
 
 
 def _expand(term: Term, dots: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,45 +115,41 @@ def _output(equation: Equation, inputs: tuple[tuple[str, ...], ...], dots: tuple
         name = token.text
         if name != DOTS and name not in times:
             near = get_close_matches(name, times, n=1)
-            names = ", ".join(f"`{one}`" for one in times)
-            hint = f"Did you mean `{near[0]}`?" if near else f"The inputs have {names}."
-            equation.fail(f"equation has the axis `{name}` in the output, but in no input. {hint}", token)
+            hint = (
+                f"Did you mean `{near[0]}`?" if near else f"The inputs have {', '.join(f'`{one}`' for one in times)}."
+            )
+            message = f"equation has the axis `{name}` in the output, but in no input. {hint}"
+            fail(message, equation.source, token.span)
         if name in seen:
-            problem = f"equation has the axis `{name}` twice in the output; torch.einsum cannot write to a diagonal"
-            equation.fail(problem, seen[name], token)
+            message = f"equation has the axis `{name}` twice in the output; torch.einsum cannot write to a diagonal"
+            fail(message, equation.source, seen[name].span, token.span)
         seen[name] = token
     return _expand(equation.output, dots)
 
 
 def _sizes(equation: Equation, inputs: tuple[tuple[str, ...], ...], shapes: tuple[Shape, ...]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
     found: dict[str, tuple[int, int]] = {}  # where an axis got its size: operand, position
     for operand, (axes, shape) in enumerate(zip(inputs, shapes)):
         for position, (axis, size) in enumerate(zip(axes, shape)):
-            first = axes.index(axis)
+            here, first = (operand, position), axes.index(axis)
             if shape[first] != size:
-                _fail_sizes(equation, shapes, (operand, first), (operand, position))
-            if sizes.get(axis, 1) == 1:  # an axis of size 1 broadcasts against any other
-                sizes[axis], found[axis] = size, (operand, position)
-            elif size not in (1, sizes[axis]):
-                _fail_sizes(equation, shapes, found[axis], (operand, position))
-    return sizes
+                _fail_sizes(equation, shapes, axis, (operand, first), here)
+            source, place = found.setdefault(axis, here)
+            if shapes[source][place] == 1:  # an axis of size 1 broadcasts against any other
+                found[axis] = here
+            elif size not in (1, shapes[source][place]):
+                _fail_sizes(equation, shapes, axis, (source, place), here)
+    return {axis: shapes[operand][position] for axis, (operand, position) in found.items()}
 
 
-def _fail_sizes(equation: Equation, shapes: tuple[Shape, ...], *places: tuple[int, int]) -> NoReturn:
+def _fail_sizes(equation: Equation, shapes: tuple[Shape, ...], axis: str, *places: tuple[int, int]) -> NoReturn:
     """`places` are two: the operand and position of the same axis, which has a different size in each."""
-    tokens, sizes = [], []
-    for operand, position in places:
-        term, letter, shape = equation.inputs[operand], string.ascii_uppercase[operand], shapes[operand]
-        width = len(shape) - len(term.names)
-        covering = [token for token in term.tokens for _ in range(width if token.text == DOTS else 1)]
-        tokens.append(covering[position])
-        sizes.append(f"{shape[position]} in {letter} (axis {position} of shape {shape})")
-    first = shapes[places[0][0]][places[0][1]]
-    if places[0][0] == places[1][0]:
-        hint = f"A repeated name takes the diagonal of {letter}, which needs equal sizes."
-    elif first in shape:
-        hint = f"Axis {shape.index(first)} of {letter} has size {first}: are its names in the right order?"
-    else:
-        hint = "Different axes need different names."
-    equation.fail(f"equation gives the axis `{tokens[0].text}` two sizes: {' and '.join(sizes)}. {hint}", *tokens)
+    terms = [equation.inputs[operand] for operand, _ in places]
+    name = axis if axis in terms[0].names else DOTS
+    spans = [token.span for term in terms for token in term.tokens if token.text == name]
+    first, second = (
+        f"{shapes[operand][position]} in {string.ascii_uppercase[operand]} (axis {position} of shape {shapes[operand]})"
+        for operand, position in places
+    )
+    diagonal = "; the diagonal needs equal sizes" if terms[0] is terms[1] else ""
+    fail(f"equation gives the axis `{name}` two sizes: {first} and {second}{diagonal}", equation.source, *spans)

@@ -3,9 +3,11 @@
 import re
 
 from attnlib.einsum.bind import Contraction, Shape, bind
+from attnlib.einsum.code import loops_source, torch_source
 from attnlib.einsum.explanation import EinsumExplanation
-from attnlib.einsum.operands import dtypes_of, shape_of
-from attnlib.einsum.parse import Equation, check_characters, parse
+from attnlib.einsum.operands import read_operands
+from attnlib.einsum.parse import DOTS, Equation, check_characters, parse
+from attnlib.einsum.path import path_steps
 from attnlib.einsum.pitfalls import pitfalls
 from attnlib.einsum.roles import axes_of
 
@@ -55,51 +57,49 @@ def explain_einsum(equation: str, *operands: object) -> EinsumExplanation:
         raise TypeError(f"equation must be a str and come first; got {type(equation).__name__}")
     if not 1 <= len(operands) <= MAX_OPERANDS:
         raise ValueError(f"operands must be 1 to {MAX_OPERANDS} tensors or shapes; got {len(operands)}")
-    shapes = tuple(shape_of(index, operand) for index, operand in enumerate(operands))
-    parsed, contraction, warnings = _read(equation, shapes)
-    dtypes, common = dtypes_of(list(operands))
-    if any(dtype != common for dtype in dtypes):
-        named = " and ".join(str(dtype) for dtype in dict.fromkeys(dtypes))
-        warnings.append(f"the operands are {named}: torch.einsum and `@` take one dtype, so convert to {common} first.")
+    tensors, dtype = read_operands(operands)
+    parsed, contraction = _read(equation.replace("…", DOTS), tuple(tuple(tensor.shape) for tensor in tensors))
+    warnings = list(pitfalls(parsed, contraction))
+    named = zip(contraction.tensors, tensors)
+    converted = "".join(f"{name} = {name}.to({dtype})\n" for name, tensor in named if tensor.dtype != dtype)
+    if converted:
+        given = " and ".join(dict.fromkeys(str(tensor.dtype) for tensor in tensors))
+        warnings.append(f"the operands are {given}: torch.einsum and `@` take one dtype, so convert to {dtype} first.")
+    path = path_steps(contraction)
     return EinsumExplanation(
         **vars(contraction),
         equation=equation,
         spelling=parsed.spelling,
         axes=axes_of(contraction),
-        warnings=(*warnings, *pitfalls(parsed, contraction)),
-        dtype=common,
-        _parsed=parsed,
-        _given=list(operands),
-        _dtypes=dtypes,
+        warnings=tuple(warnings),
+        dtype=dtype,
+        loops=converted + loops_source(contraction),
+        torch_code=converted + torch_source(contraction, path, dtype),
+        path=path,
+        _given=tensors,
     )
 
 
-def _read(text: str, shapes: tuple[Shape, ...]) -> tuple[Equation, Contraction, list[str]]:
-    """Read the text as letters or as words, whichever fits the shapes; if both do, as what it looks like."""
+def _read(text: str, shapes: tuple[Shape, ...]) -> tuple[Equation, Contraction]:
+    """Read the text as letters or as words, whichever fits the shapes."""
     check_characters(text)
-    found, errors = [], []
+    errors = []
     for spelling in _spellings(text, shapes):
         try:
             parsed = parse(text, spelling)
-            found.append((parsed, bind(parsed, shapes)))
+            return parsed, bind(parsed, shapes)
         except ValueError as error:
             errors.append(error)
-    if not found:
-        raise errors[0]
-    other = "each word; torch.einsum" if found[0][0].spelling == "words" else "each letter; einops.einsum"
-    return *found[0], [f"read with one axis for {other} would read it differently."] if len(found) == 2 else []
+    raise errors[0]
 
 
-def _spellings(text: str, shapes: tuple[Shape, ...]) -> tuple[str, ...]:
+def _spellings(text: str, shapes: tuple[Shape, ...]) -> list[str]:
     """The spellings to try, the likeliest first: if neither fits, its error is the one to show."""
-    terms = [re.sub(r"\.\.\.|…", " ", term).split() for term in text.replace("->", ",").split(",")]
-    longest = max(len(name) for names in terms for name in [*names, ""])
-    if not re.fullmatch("[a-zA-Z .…,>-]*", text):
-        return ("words",)
-    if longest <= 1:
-        return ("letters",)
-    pairs = list(zip(terms, shapes))
-    words_fit = sum(len(names) == len(shape) for names, shape in pairs)
-    letters_fit = sum(len("".join(names)) == len(shape) for names, shape in pairs)
-    spaced = any(len(names) > 1 and max(map(len, names)) > 1 for names in terms)
-    return ("words", "letters") if spaced or (longest > 4 and words_fit > letters_fit) else ("letters", "words")
+    if not re.fullmatch("[a-zA-Z .,>-]*", text):
+        return ["words"]
+    terms = [term.replace(DOTS, " ").split() for term in text.partition("->")[0].split(",")]
+    for names, shape in zip(terms, shapes):
+        longest = max(map(len, names), default=0)
+        if longest > 1 and (len(names) > 1 or (longest > 4 and len(shape) == 1)):
+            return ["words", "letters"]
+    return ["letters", "words"]

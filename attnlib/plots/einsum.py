@@ -43,7 +43,7 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     if step is not None:
         check_count("step", step, at_least=0)
     trace = explanation.trace(*cell)
-    done = trace.products[: len(trace) if step is None else step + 1]
+    done = trace.products[: None if step is None else step + 1]
     so_far = sum(product.value for product in done)
     sizes = [np.array(_place(tuple(size - 1 for size in tensor.shape), tensor.shape)) + 1 for tensor in tensors]
     widths, heights = (np.array(extents) for extents in zip(*sizes))
@@ -62,7 +62,7 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     now = f"{done[-1].text.replace('*', '×')} = {' × '.join(factors)}"
     if len(factors) > 1:
         now += f" = {done[-1].value:.4g}"
-    figure.suptitle(f"Step {len(done)} of {len(trace)}: {now}", fontsize=10)
+    figure.suptitle(f"Step {len(done)} of {len(trace.products)}: {now}", fontsize=10)
     figure.supxlabel(f"{trace.cell} so far: {so_far:.4g}", fontsize=10)
     return axes[0]
 
