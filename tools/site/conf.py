@@ -16,7 +16,6 @@ nb_execution_mode = "off"  # what is stored is what was checked
 nb_render_markdown_format = "myst"
 myst_enable_extensions = ["dollarmath", "amsmath", "html_image"]
 myst_heading_anchors = 3
-suppress_warnings = ["mystnb.unknown_mime_type"]  # a stored picture has a digest beside it, for nbval alone
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
