@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,42 +109,40 @@ def named_mistake(notebook: nbformat.NotebookNode) -> tuple[int, str, str]:
     raise LookupError("no mistake of this notebook stands alone")
 
 
-@pytest.fixture(scope="module")
-def course(tmp_path_factory) -> tuple[Path, dict[str, str]]:
-    """A course that nbgrader has graded: three students, all notebooks; and the mistake that each notebook got."""
-    root, said = tmp_path_factory.mktemp("course"), {}
-    (root / "nbgrader_config.py").write_text(editions.CONFIG)
-    for path in PATHS:
-        source = only_exercises(editions.nbgrader(read(path)))
-        mistaken = copy.deepcopy(source)
-        index, mistaken.cells[index].source, said[path.stem] = (
-            found := named_mistake(source)
-        )[0], found[1], found[2]  # fmt: skip
-        for folder, notebook in (("source", source), ("submitted/solved", source), ("submitted/mistaken", mistaken)):
-            place = root / folder / path.stem
-            place.mkdir(parents=True)
-            nbformat.write(notebook, place / path.name)
-    run = [sys.executable, "-m", "nbgrader"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for path in PATHS:
-        subprocess.run([*run, "generate_assignment", path.stem], cwd=root, env=environment, check=True, timeout=120)
-        released = root / "release" / path.stem
-        assert "solution" not in (released / path.name).read_text(encoding="utf-8").lower().replace('"solution"', "")
-        shutil.copytree(released, root / "submitted" / "untouched" / path.stem)
-        subprocess.run([*run, "autograde", path.stem], cwd=root, env=environment, check=True, timeout=300)
-    return root, said
-
-
-def test_nbgrader_gives_full_points_to_the_solved_none_to_the_untouched_and_tells_the_mistaken(course):
+def test_nbgrader_gives_full_points_to_the_solved_none_to_the_untouched_and_tells_the_mistaken(tmp_path):
     from nbgrader.api import Gradebook
 
-    root, said = course
-    with Gradebook(f"sqlite:///{root / 'gradebook.db'}") as book:
-        for path in PATHS:
-            scores = {s.student.id: (s.score, s.max_score) for s in book.assignment_submissions(path.stem)}
-            assert scores["solved"][0] == scores["solved"][1] > 0
-            assert scores["untouched"][0] == 0
-            assert 0 < scores["mistaken"][0] < scores["mistaken"][1]
-            graded = root / "autograded" / "mistaken" / path.stem / path.name
-            outputs = json.dumps([cell.get("outputs") for cell in read(graded).cells], ensure_ascii=False)
-            assert json.dumps(said[path.stem], ensure_ascii=False)[1:-1] in outputs
+    (tmp_path / "nbgrader_config.py").write_text(editions.CONFIG)
+    source, release = tmp_path / "source" / "series", tmp_path / "release" / "series"
+    students = {name: tmp_path / "submitted" / name / "series" for name in ("solved", "untouched", "mistaken")}
+    for folder in (source, students["solved"], students["mistaken"]):
+        folder.mkdir(parents=True)
+    said = {}
+    for path in PATHS:
+        solved = only_exercises(editions.nbgrader(read(path)))
+        mistaken = copy.deepcopy(solved)
+        index, wrong, said[path.stem] = named_mistake(solved)
+        mistaken.cells[index].source = wrong
+        nbformat.write(solved, source / path.name)
+        nbformat.write(solved, students["solved"] / path.name)
+        nbformat.write(mistaken, students["mistaken"] / path.name)
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # nbgrader calls alembic
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": tools}
+    run = [sys.executable, "-m", "nbgrader"]
+    subprocess.run([*run, "generate_assignment", "series"], cwd=tmp_path, env=environment, check=True, timeout=600)
+    for path in PATHS:
+        assert not re.search("solution_|BEGIN SOLUTION", (release / path.name).read_text(encoding="utf-8"))
+    shutil.copytree(release, students["untouched"])
+    subprocess.run([*run, "autograde", "series"], cwd=tmp_path, env=environment, check=True, timeout=600)
+    with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}") as book:
+        for name in students:
+            notebooks = {n.name: n for n in book.find_submission("series", name).notebooks}
+            assert set(notebooks) == {path.stem for path in PATHS}
+            for graded in notebooks.values():
+                wanted = {"solved": graded.max_score, "untouched": 0, "mistaken": graded.score}[name]
+                assert graded.score == wanted
+                assert name != "mistaken" or 0 < graded.score < graded.max_score
+    for path in PATHS:
+        graded = read(tmp_path / "autograded" / "mistaken" / "series" / path.name)
+        outputs = json.dumps([cell.get("outputs") for cell in graded.cells], ensure_ascii=False)
+        assert json.dumps(said[path.stem], ensure_ascii=False)[1:-1] in outputs
