@@ -159,7 +159,7 @@ def test_has_every_part(path):
 def test_every_exercise_has_difficulty_minutes_hint_check_and_solution(path):
     exercises, solutions = cells(path, tag="exercise"), cells(path, tag="solution")
     titles = re.findall(r"(?m)^### Exercise \d+ (●○○|●●○|●●●) \(\d+ min\)", prose(path))
-    assert len(exercises) == len(solutions) == len(titles) == prose(path).count("<details>")
+    assert len(exercises) == len(solutions) == len(titles) == prose(path).count("<summary>Hint</summary>")
     for exercise, solution in zip(exercises, solutions):
         assert solution.metadata.jupyter.source_hidden
         assert "hide-input" in tags(solution)
