@@ -30,51 +30,59 @@ def check_shape(name: str, tensor: Tensor, axes: str, sizes: Mapping[str, int] |
         raise ValueError(f"{name} must have shape ({expected}); got {shape}")
 
 
+def check_device(name: str, tensor: Tensor, other: str, device: torch.device) -> None:
+    """ValueError unless `tensor` is on the device of the argument called `other`."""
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on the device of {other}, {device}; got {tensor.device}")
+
+
 def check_same(**tensors: Tensor) -> None:
     """All on one device (else ValueError) and of one dtype (else TypeError)."""
     (first_name, first), *others = tensors.items()
     for name, tensor in others:
-        if tensor.device != first.device:
-            raise ValueError(f"{name} must be on the device of {first_name}, {first.device}; got {tensor.device}")
+        check_device(name, tensor, first_name, first.device)
         if tensor.dtype != first.dtype:
             raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}; got {tensor.dtype}")
 
 
-def check_mask(name: str, mask: object, shape: tuple[int, ...], device: torch.device) -> None:
-    """A boolean mask, True = may attend, that broadcasts to `shape` (…, q_tokens, kv_tokens)."""
+def check_boolean(name: str, mask: object, meaning: str) -> None:
+    """TypeError unless a boolean tensor, whose True has that meaning."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"{name} must be a boolean tensor, True = may attend; got {got}")
-    if mask.device != device:
-        raise ValueError(f"{name} must be on the device of query, {device}; got {mask.device}")
-    fits = mask.ndim <= len(shape) and all(m in (1, s) for m, s in zip(mask.shape[::-1], shape[::-1]))
-    if not fits:
-        axes = ", ".join([*map(str, shape[:-2]), f"q_tokens={shape[-2]}", f"kv_tokens={shape[-1]}"])
-        raise ValueError(f"{name} must broadcast to ({axes}); got {tuple(mask.shape)}")
+        raise TypeError(f"{name} must be a boolean tensor, True = {meaning}; got {got}")
 
 
 def check_qkv(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout_p: float = 0.0
-) -> torch.Size:
-    """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype.
-
-    Returns the broadcast leading axes.
-    """
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    is_causal: object = False,
+    scale: object = None,
+    dropout_p: object = 0.0,
+) -> None:
+    """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, tensor)
     check_shape("query", query, "... q_tokens head_dim")
     check_shape("key", key, "... kv_tokens head_dim", {"head_dim": query.shape[-1]})
     check_shape("value", value, "... kv_tokens value_dim", {"kv_tokens": key.shape[-2]})
     check_same(query=query, key=key, value=value)
+    check_options(is_causal, scale)
     check_probability("dropout_p", dropout_p)
     try:
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     except RuntimeError:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
         raise ValueError(f"query, key and value must have leading axes that broadcast; got {shapes}") from None
-    if mask is not None:
-        check_mask("mask", mask, (*leading, query.shape[-2], key.shape[-2]), query.device)
-    return leading
+    if mask is None:
+        return
+    check_boolean("mask", mask, "may attend")
+    check_device("mask", mask, "query", query.device)
+    shape = (*leading, query.shape[-2], key.shape[-2])
+    if mask.ndim > len(shape) or any(m not in (1, s) for m, s in zip(mask.shape[::-1], shape[::-1])):
+        axes = ", ".join([*map(str, leading), f"q_tokens={shape[-2]}", f"kv_tokens={shape[-1]}"])
+        raise ValueError(f"mask must broadcast to ({axes}); got {tuple(mask.shape)}")
 
 
 def check_options(is_causal: object, scale: object) -> None:
@@ -107,16 +115,19 @@ def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None
         raise ValueError(f"x must have at most context_length={context_length} tokens; got {x.shape[-2]}")
 
 
-def check_key_mask(key_mask: object, x: Tensor) -> None:
+def check_key_mask(key_mask: Tensor, x: Tensor) -> None:
     """A boolean mask of real tokens, True = real: (batch, tokens) like `x` without its last axis."""
-    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
-        got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
-        raise TypeError(f"key_mask must be a boolean tensor, True = real token; got {got}")
+    check_boolean("key_mask", key_mask, "real token")
     if key_mask.shape != x.shape[:-1]:
         axes = ", ".join(f"{name}={size}" for name, size in zip(("batch", "tokens")[3 - x.ndim :], x.shape))
         raise ValueError(f"key_mask must have shape ({axes}); got {tuple(key_mask.shape)}")
-    if key_mask.device != x.device:
-        raise ValueError(f"key_mask must be on the device of x, {x.device}; got {key_mask.device}")
+    check_device("key_mask", key_mask, "x", x.device)
+
+
+def check_counts(**values: object) -> None:
+    """Every value must be an int of at least 1."""
+    for name, value in values.items():
+        check_count(name, value)
 
 
 def check_count(name: str, value: object, *, at_least: int = 1) -> None:
@@ -133,3 +144,9 @@ def check_probability(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number; got {type(value).__name__}")
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must lie between 0 and 1; got {value}")
+
+
+def check_divisible(d_out: int, num_heads: int) -> None:
+    """ValueError unless d_out can be shared among the heads."""
+    if d_out % num_heads:
+        raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")

@@ -9,17 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlib._fused import causal, fused_attention
-from attnlib._validate import check_key_mask, check_options, check_qkv, check_same, check_tensor
+from attnlib._validate import check_device, check_key_mask, check_qkv, check_same, check_tensor
 
 
 class Attended(NamedTuple):
     """An average over some keys, and how much those keys weigh together.
 
     Attributes:
-        output: (…, q_tokens, value_dim), zeros where a query may see no key.
-        logsumexp: (…, q_tokens), ``log Σ_j exp(scores_ij)`` over the keys that query i may see; −inf where it may
-            see none. In float64 if the device has it: at scores of 10⁴ the steps of float32 are 0.001, and merged
-            weights would be off by as much.
+        output: (…, q_tokens, value_dim).
+        logsumexp: (…, q_tokens), in float64 if the device has it: at scores of 10⁴ the steps of float32 are 0.001, and
+            merged weights would be off by as much.
     """
 
     output: Tensor
@@ -72,8 +71,7 @@ def attend(
     >>> round(logsumexp.item(), 4)                                           # log(1 + e)
     1.3133
     """
-    check_qkv(query, key, value, mask, dropout_p)
-    check_options(is_causal, scale)
+    check_qkv(query, key, value, mask, is_causal, scale, dropout_p)
     key, value = _blank_hidden(key, mask), _blank_hidden(value, mask)
     return _attend(query, key, value, mask, is_causal, scale, dropout_p)
 
@@ -114,8 +112,7 @@ def attention_weights(
     >>> attention_weights(torch.tensor([[0.0, 2**0.5]]), torch.eye(2))
     tensor([[0.2689, 0.7311]])
     """
-    check_qkv(query, key, key, mask)
-    check_options(is_causal, scale)
+    check_qkv(query, key, key, mask, is_causal, scale)
     return _attention_weights(query, _blank_hidden(key, mask), mask, is_causal, scale)
 
 
@@ -156,8 +153,7 @@ def attention(
     >>> attention(torch.tensor([[0.0, 2**0.5]]), eye, eye)
     tensor([[0.2689, 0.7311]])
     """
-    check_qkv(query, key, value, mask, dropout_p)
-    check_options(is_causal, scale)
+    check_qkv(query, key, value, mask, is_causal, scale, dropout_p)
     key, value = _blank_hidden(key, mask), _blank_hidden(value, mask)
     return fused_attention(query, key, value, mask, is_causal, scale, dropout_p)
 
@@ -170,15 +166,17 @@ def _blank_hidden(tensor: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def hide_padding(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A layer's input with zeros as padding, which keys to see (…, 1, tokens), and what is padding (…, tokens, 1).
-
-    Both masks are None without ``key_mask``.
-    """
+    """A layer's input with zeros as padding, which keys to see (…, 1, tokens), and what is padding (…, tokens, 1)."""
     if key_mask is None:
         return x, None, None
     check_key_mask(key_mask, x)
     padding = ~key_mask.unsqueeze(-1)
-    return x.masked_fill(padding, 0.0), key_mask.unsqueeze(-2), padding
+    return blank(x, padding), key_mask.unsqueeze(-2), padding
+
+
+def blank(tensor: Tensor, padding: Tensor | None) -> Tensor:
+    """Zeros where there is padding, which (…, tokens, 1) marks."""
+    return tensor if padding is None else tensor.masked_fill(padding, 0.0)
 
 
 def active_dropout(module: nn.Module) -> float:
@@ -248,8 +246,7 @@ def logsumexp_dtype(scores: Tensor) -> torch.dtype:
 
 
 def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax and log-sum-exp over the last axis; all −inf, or no entry at all, gives zeros and −inf, without NaN in
-    the gradients."""
+    """Softmax and log-sum-exp over the last axis; zeros, −inf and no NaN, even in gradients, if it is empty or −inf."""
     if scores.shape[-1] == 0:
         return scores, scores.sum(-1).to(logsumexp_dtype(scores)) - torch.inf
     top = scores.detach().amax(-1, keepdim=True)
@@ -271,10 +268,7 @@ def _check_part(index: int, part: Attended, first: Attended, leading: torch.Size
     check_tensor(f"{name}.logsumexp", part.logsumexp)
     check_same(**{"parts[0].output": first.output, f"{name}.output": part.output})
     check_same(**{"parts[0].logsumexp": first.logsumexp, f"{name}.logsumexp": part.logsumexp})
-    if part.logsumexp.device != part.output.device:
-        raise ValueError(
-            f"{name}.logsumexp must be on the device of its output, {part.output.device}; got {part.logsumexp.device}"
-        )
+    check_device(f"{name}.logsumexp", part.logsumexp, "its output", part.output.device)
     try:
         leading = torch.broadcast_shapes(leading, part.output.shape[:-1], part.logsumexp.shape)
         fits = part.output.ndim > 0 and part.output.shape[-1] == first.output.shape[-1]

@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_count, check_input, check_probability
-from attnlib.attend import _attention_weights, active_dropout, hide_padding
+from attnlib._validate import check_counts, check_input, check_probability
+from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 
 
 class CausalAttention(nn.Module):
@@ -43,35 +43,25 @@ class CausalAttention(nn.Module):
         self, d_in: int, d_out: int, context_length: int, dropout: float = 0.0, qkv_bias: bool = False
     ) -> None:
         super().__init__()
-        check_count("d_in", d_in)
-        check_count("d_out", d_out)
-        check_count("context_length", context_length)
+        check_counts(d_in=d_in, d_out=d_out, context_length=context_length)
         check_probability("dropout", dropout)
         self.d_in, self.context_length = d_in, context_length
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
         self.register_load_state_dict_pre_hook(drop_mask_buffer)
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
-
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds,
-        and its own context vectors are zero.
-        """
+        """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``."""
         check_input(x, self.d_in, self.context_length)
         x, mask, padding = hide_padding(x, key_mask)
         query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
-        context = fused_attention(query, key, value, mask, is_causal=True, dropout_p=active_dropout(self.dropout))
-        return context if padding is None else context.masked_fill(padding, 0.0)
+        return blank(fused_attention(query, key, value, mask, True, None, active_dropout(self.dropout)), padding)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Weights (…, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
         check_input(x, self.d_in, self.context_length)
         x, mask, padding = hide_padding(x, key_mask)
-        weights = _attention_weights(self.W_query(x), self.W_key(x), mask, is_causal=True)
-        return weights if padding is None else weights.masked_fill(padding, 0.0)
+        return blank(_attention_weights(self.W_query(x), self.W_key(x), mask, is_causal=True), padding)
 
 
 def drop_mask_buffer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnlib._online_softmax import Blocks, OnlineSoftmax
-from attnlib._validate import check_count, check_options, check_qkv
+from attnlib._validate import check_count, check_qkv
 from attnlib.attend import Attended
 
 
@@ -50,8 +50,7 @@ def chunked_attend(
     >>> torch.allclose(chunked.output, attend(query, key, value).output, atol=1e-6)
     True
     """
-    check_qkv(query, key, value, mask)
-    check_options(is_causal, scale)
+    check_qkv(query, key, value, mask, is_causal, scale)
     check_count("block_size", block_size)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5

@@ -1,14 +1,21 @@
 """Multi-head attention: several small attentions side by side, as copies and as one split projection."""
 
 import sys
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_bool, check_count, check_input, check_probability, check_shape, check_tensor
-from attnlib.attend import _attention_weights, active_dropout, hide_padding
+from attnlib._validate import (
+    check_bool,
+    check_counts,
+    check_divisible,
+    check_input,
+    check_probability,
+    check_shape,
+    check_tensor,
+)
+from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 from attnlib.causal import CausalAttention, drop_mask_buffer
 
 
@@ -33,25 +40,20 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """
     check_tensor("x", x)
     check_shape("x", x, "... tokens d_out")
-    check_count("num_heads", num_heads)
-    _check_divisible(x.shape[-1], num_heads)
+    check_counts(num_heads=num_heads)
+    check_divisible(x.shape[-1], num_heads)
     return _split_heads(x, num_heads)
 
 
 def _split_heads(x: Tensor, num_heads: int) -> Tensor:
-    return x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads).transpose(
-        -2, -3
-    )  # (…, num_heads, tokens, head_dim)
+    heads = x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
+    return heads.transpose(-2, -3)  # (…, num_heads, tokens, head_dim)
 
 
 def join_heads(x: Tensor) -> Tensor:
     """Put the heads back side by side: the inverse of ``split_heads``.
 
-    Args:
-        x: (…, num_heads, tokens, head_dim).
-
-    Returns:
-        (…, tokens, num_heads · head_dim).
+    It takes (…, num_heads, tokens, head_dim) and gives (…, tokens, num_heads · head_dim).
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
@@ -63,31 +65,14 @@ def join_heads(x: Tensor) -> Tensor:
     """
     check_tensor("x", x)
     check_shape("x", x, "... num_heads tokens head_dim")
-    return _join_heads(x)
-
-
-def _join_heads(x: Tensor) -> Tensor:
-    return x.transpose(-2, -3).flatten(-2)  # (…, tokens, num_heads * head_dim)
+    return x.transpose(-2, -3).flatten(-2)
 
 
 class MultiHeadAttentionWrapper(nn.Module):
     """Several ``CausalAttention`` modules side by side, their outputs joined.
 
-    Formula: ``concat(head_1(x), …, head_n(x))`` along the last axis; no output projection.
-
-    Args:
-        d_in: size of a token's vector.
-        d_out: size of each head's output.
-        context_length: the most tokens that x may have.
-        num_heads: how many heads.
-        dropout: share of the weights dropped while training, 0 … 1.
-        qkv_bias: whether the Linears have a bias.
-
-    Attributes:
-        heads: ``nn.ModuleList`` of ``CausalAttention(d_in, d_out, …)``.
-
-    Raises:
-        TypeError, ValueError: as ``CausalAttention``.
+    Formula: ``concat(head_1(x), …, head_n(x))`` along the last axis; no output projection. Arguments and errors are
+    those of ``CausalAttention``, which ``heads`` holds ``num_heads`` times: d_out is the size of each head's output.
 
     Source: Vaswani et al. 2017, section 3.2.2.
 
@@ -96,16 +81,10 @@ class MultiHeadAttentionWrapper(nn.Module):
     """
 
     def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        context_length: int,
-        num_heads: int,
-        dropout: float = 0.1,
-        qkv_bias: bool = False,
+        self, d_in: int, d_out: int, context_length: int, num_heads: int, dropout: float = 0.1, qkv_bias: bool = False
     ) -> None:
         super().__init__()
-        check_count("num_heads", num_heads)
+        check_counts(num_heads=num_heads)
         self.heads = nn.ModuleList(
             CausalAttention(d_in, d_out, context_length, dropout, qkv_bias) for _ in range(num_heads)
         )
@@ -127,18 +106,15 @@ class MultiHeadAttention(nn.Module):
     h-th slice of ``head_dim = d_out / num_heads`` columns of ``W_query(x)``, and M hides the future.
 
     Args:
-        d_in: size of a token's vector.
+        d_in, context_length, dropout: as in ``CausalAttention``.
         d_out: size of a context vector, over all heads together; divisible by ``num_heads``.
-        context_length: the most tokens that x may have.
-        dropout: share of the weights dropped while training, 0 … 1.
         num_heads: how many heads.
         qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
         is_causal: hide later tokens; False gives full attention.
 
     Attributes:
-        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``; out_proj: ``nn.Linear(d_out, d_out)``; created in this
-            order. There is no mask buffer; a ``mask`` in a state dict is ignored.
-        dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
+        W_query, W_key, W_value, dropout: as in ``CausalAttention``.
+        out_proj: ``nn.Linear(d_out, d_out)``, created last.
 
     Raises:
         TypeError, ValueError: as ``CausalAttention``, or d_out is not divisible by ``num_heads``.
@@ -161,17 +137,12 @@ class MultiHeadAttention(nn.Module):
         is_causal: bool = True,
     ) -> None:
         super().__init__()
-        check_count("d_in", d_in)
-        check_count("d_out", d_out)
-        check_count("context_length", context_length)
-        check_count("num_heads", num_heads)
+        check_counts(d_in=d_in, d_out=d_out, context_length=context_length, num_heads=num_heads)
         check_probability("dropout", dropout)
         check_bool("is_causal", is_causal)
-        _check_divisible(d_out, num_heads)
+        check_divisible(d_out, num_heads)
         self.d_in, self.context_length, self.num_heads, self.is_causal = d_in, context_length, num_heads, is_causal
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
         self.out_proj = nn.Linear(d_out, d_out)
         self.dropout = nn.Dropout(dropout)
         self.register_load_state_dict_pre_hook(drop_mask_buffer)
@@ -202,11 +173,11 @@ class MultiHeadAttention(nn.Module):
         size, has_bias = attention.embed_dim, attention.in_proj_bias is not None
         module = cls(size, size, context_length, attention.dropout, attention.num_heads, has_bias, is_causal=is_causal)
         module.to(attention.in_proj_weight).train(attention.training)
-        _copy(attention.in_proj_weight.chunk(3), [linear.weight for linear in module._qkv()])
-        _copy([attention.out_proj.weight], [module.out_proj.weight])
+        _copy(attention.in_proj_weight, [linear.weight for linear in module._qkv()])
+        _copy(attention.out_proj.weight, [module.out_proj.weight])
         if has_bias:
-            _copy(attention.in_proj_bias.chunk(3), [linear.bias for linear in module._qkv()])
-            _copy([attention.out_proj.bias], [module.out_proj.bias])
+            _copy(attention.in_proj_bias, [linear.bias for linear in module._qkv()])
+            _copy(attention.out_proj.bias, [module.out_proj.bias])
         else:
             nn.init.zeros_(module.out_proj.bias).requires_grad_(attention.out_proj.weight.requires_grad)
         return module
@@ -224,49 +195,42 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"nn.MultiheadAttention needs d_in equal to d_out; got d_in={d_in}, d_out={d_out}")
         attention = nn.MultiheadAttention(d_out, self.num_heads, self.dropout.p, batch_first=True)
         attention.to(self.W_query.weight).train(self.training)
-        _copy([torch.cat([linear.weight for linear in self._qkv()])], [attention.in_proj_weight])
-        if self.W_query.bias is None:
-            nn.init.zeros_(attention.in_proj_bias).requires_grad_(attention.in_proj_weight.requires_grad)
-        else:
-            _copy([torch.cat([linear.bias for linear in self._qkv()])], [attention.in_proj_bias])
-        _copy([self.out_proj.weight, self.out_proj.bias], [attention.out_proj.weight, attention.out_proj.bias])
+        with torch.enable_grad():  # so that what is joined knows whether any part of it is trained
+            _copy(torch.cat([linear.weight for linear in self._qkv()]), [attention.in_proj_weight])
+            if self.W_query.bias is None:
+                nn.init.zeros_(attention.in_proj_bias).requires_grad_(attention.in_proj_weight.requires_grad)
+            else:
+                _copy(torch.cat([linear.bias for linear in self._qkv()]), [attention.in_proj_bias])
+        _copy(self.out_proj.weight, [attention.out_proj.weight])
+        _copy(self.out_proj.bias, [attention.out_proj.bias])
         return attention
 
     def _qkv(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         return self.W_query, self.W_key, self.W_value
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
+        """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``.
 
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds;
-        its own context vectors are what ``out_proj`` makes of zeros.
+        The context vectors of padding are what ``out_proj`` makes of zeros.
         """
         check_input(x, self.d_in, self.context_length)
         x, mask, padding = hide_padding(x, key_mask)
         query, key, value = (_split_heads(linear(x), self.num_heads) for linear in self._qkv())
-        if mask is not None:
-            mask = mask.unsqueeze(-3)  # (…, 1, 1, tokens)
-        heads = fused_attention(query, key, value, mask, self.is_causal, dropout_p=active_dropout(self.dropout))
-        joined = _join_heads(heads)  # (…, tokens, d_out)
-        return self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
+        mask = None if mask is None else mask.unsqueeze(-3)  # (…, 1, 1, tokens)
+        heads = fused_attention(query, key, value, mask, self.is_causal, None, active_dropout(self.dropout))
+        return self.out_proj(blank(heads.transpose(-2, -3).flatten(-2), padding))  # from (…, tokens, d_out)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
         check_input(x, self.d_in, self.context_length)
         x, mask, padding = hide_padding(x, key_mask)
         query, key = (_split_heads(linear(x), self.num_heads) for linear in (self.W_query, self.W_key))
-        if mask is None or padding is None:
-            return _attention_weights(query, key, None, self.is_causal)
-        return _attention_weights(query, key, mask.unsqueeze(-3), self.is_causal).masked_fill(padding.unsqueeze(-3), 0)
+        mask, padding = (None if t is None else t.unsqueeze(-3) for t in (mask, padding))
+        return blank(_attention_weights(query, key, mask, self.is_causal), padding)
 
 
-def _copy(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:
-    """Copy numbers, and whether they are trained."""
-    for source, target in zip(sources, targets):
-        target.detach().copy_(source.detach())
+def _copy(source: Tensor, targets: list[Tensor]) -> None:
+    """Cut a parameter into its parts and copy their numbers, and whether they are trained."""
+    for part, target in zip(source.detach().chunk(len(targets)), targets):
+        target.detach().copy_(part)
         target.requires_grad_(source.requires_grad)
-
-
-def _check_divisible(d_out: int, num_heads: int) -> None:
-    if d_out % num_heads:
-        raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")

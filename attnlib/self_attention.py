@@ -4,20 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_count, check_input, check_tensor
-from attnlib.attend import _attention_weights, hide_padding
+from attnlib._validate import check_counts, check_input, check_shape, check_tensor
+from attnlib.attend import _attention_weights, blank, hide_padding
 
 
 def context_vectors(x: Tensor) -> Tensor:
     """Average the tokens by how alike they are, with no trained weights and no scale.
 
-    Formula: ``softmax(x xᵀ) x``, a softmax over each row.
-
-    Args:
-        x: (…, tokens, d_in).
-
-    Returns:
-        Context vectors (…, tokens, d_in).
+    Formula: ``softmax(x xᵀ) x``, a softmax over each row; x and the result are (…, tokens, d_in).
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
@@ -30,8 +24,7 @@ def context_vectors(x: Tensor) -> Tensor:
             [0.2689, 0.7311]])
     """
     check_tensor("x", x)
-    if x.ndim < 2:
-        raise ValueError(f"x must have shape (..., tokens, d_in); got {tuple(x.shape)}")
+    check_shape("x", x, "... tokens d_in")
     return fused_attention(x, x, x, scale=1.0)
 
 
@@ -61,12 +54,9 @@ class SelfAttention_v1(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False) -> None:
         super().__init__()
-        check_count("d_in", d_in)
-        check_count("d_out", d_out)
+        check_counts(d_in=d_in, d_out=d_out)
         self.d_in = d_in
-        self.W_query = nn.Parameter(torch.randn(d_in, d_out))
-        self.W_key = nn.Parameter(torch.randn(d_in, d_out))
-        self.W_value = nn.Parameter(torch.randn(d_in, d_out))
+        self.W_query, self.W_key, self.W_value = (nn.Parameter(torch.randn(d_in, d_out)) for _ in range(3))
         for name in ("bias_query", "bias_key", "bias_value"):
             self.register_parameter(name, nn.Parameter(torch.zeros(d_out)) if qkv_bias else None)
 
@@ -102,35 +92,24 @@ class SelfAttention_v1(nn.Module):
         """
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)
-        context = fused_attention(self._project(x, "query"), self._project(x, "key"), self._project(x, "value"), mask)
-        return context if padding is None else context.masked_fill(padding, 0.0)
+        query, key, value = (self._project(x, name) for name in ("query", "key", "value"))
+        return blank(fused_attention(query, key, value, mask), padding)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Weights (…, tokens, tokens): a row for each query, summing to one, or to zero for padding."""
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)
-        weights = _attention_weights(self._project(x, "query"), self._project(x, "key"), mask)
-        return weights if padding is None else weights.masked_fill(padding, 0.0)
+        return blank(_attention_weights(self._project(x, "query"), self._project(x, "key"), mask), padding)
 
 
 class SelfAttention_v2(nn.Module):
     """Self-attention with ``nn.Linear`` layers, which bring a better initialisation and a real bias.
 
-    Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = W_query(x)``, and K and V likewise. A Linear stores its weight as
+    Formula, arguments and errors: as ``SelfAttention_v1``, with ``Q = W_query(x)``. A Linear stores its weight as
     (d_out, d_in), the transpose of v1's.
-
-    Args:
-        d_in: size of a token's vector.
-        d_out: size of a query, a key, a value and a context vector.
-        qkv_bias: whether the three Linears have a bias.
 
     Attributes:
         W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``, created in this order.
-
-    Raises:
-        TypeError, ValueError: as ``SelfAttention_v1``.
-
-    Source: Vaswani et al. 2017, section 3.2.1.
 
     >>> SelfAttention_v2(d_in=3, d_out=2)(torch.rand(5, 6, 3)).shape
     torch.Size([5, 6, 2])
@@ -138,27 +117,18 @@ class SelfAttention_v2(nn.Module):
 
     def __init__(self, d_in: int, d_out: int, qkv_bias: bool = False) -> None:
         super().__init__()
-        check_count("d_in", d_in)
-        check_count("d_out", d_out)
+        check_counts(d_in=d_in, d_out=d_out)
         self.d_in = d_in
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
-
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds,
-        and its own context vectors are zero.
-        """
+        """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``."""
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)
-        context = fused_attention(self.W_query(x), self.W_key(x), self.W_value(x), mask)
-        return context if padding is None else context.masked_fill(padding, 0.0)
+        return blank(fused_attention(self.W_query(x), self.W_key(x), self.W_value(x), mask), padding)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, tokens, tokens): a row for each query, summing to one, or to zero for padding."""
+        """Weights (…, tokens, tokens), as from ``SelfAttention_v1.attention_weights``."""
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)
-        weights = _attention_weights(self.W_query(x), self.W_key(x), mask)
-        return weights if padding is None else weights.masked_fill(padding, 0.0)
+        return blank(_attention_weights(self.W_query(x), self.W_key(x), mask), padding)

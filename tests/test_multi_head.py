@@ -115,18 +115,20 @@ def test_padding_means_what_it_means_in_nn_multihead_attention():
     assert_close(ours(x, real)[real], theirs(x, x, x, key_padding_mask=~real, need_weights=False)[0][real])
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("frozen", [("in_proj",), ("out_proj",), ("in_proj", "out_proj"), ("bias",), ()])
-def test_copies_are_frozen_where_the_original_is(bias, frozen):
+def test_copies_are_frozen_where_the_original_is(bias, frozen, mode):
     theirs = nn.MultiheadAttention(D_OUT, HEADS, bias=bias, batch_first=True)
     for name, parameter in theirs.named_parameters():
         parameter.requires_grad_(not any(word in name for word in frozen))
-    ours = MultiHeadAttention.from_torch(theirs)
+    with mode():
+        ours = MultiHeadAttention.from_torch(theirs)
+        again = dict(ours.to_torch().named_parameters())
     for linear in (ours.W_query, ours.W_key, ours.W_value):
         assert linear.weight.requires_grad == theirs.in_proj_weight.requires_grad
         assert not bias or linear.bias.requires_grad == theirs.in_proj_bias.requires_grad
     assert ours.out_proj.weight.requires_grad == theirs.out_proj.weight.requires_grad
-    again = dict(ours.to_torch().named_parameters())
     for name, parameter in theirs.named_parameters():
         assert parameter.requires_grad == again[name].requires_grad, name
     if frozen == ("in_proj", "out_proj"):
