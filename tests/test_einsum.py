@@ -80,19 +80,6 @@ def test_the_loops_of_the_scores_keep_the_users_names_and_order():
     ]
 
 
-def test_summed_loops_come_last_in_order_of_appearance():
-    loops = explain_einsum("zij,jk,kl->lz", (7, 2, 3), (3, 5), (5, 2)).loops
-    assert [line.split()[1] for line in loops.splitlines() if " in range" in line] == ["l", "z", "i", "j", "k"]
-
-
-def test_the_scores_as_permute_and_matmul():
-    assert explain_einsum(SCORES, *SHAPES).torch_code.splitlines() == [
-        "left = A.permute(0, 2, 1, 3)  # (batch, heads, seq_q, d)",
-        "right = B.permute(0, 2, 3, 1)  # (batch, heads, d, seq_k)",
-        "output = left @ right  # (batch, heads, seq_q, seq_k)",
-    ]
-
-
 @pytest.mark.parametrize(
     ("equation", "shapes", "code"),
     [
@@ -106,6 +93,13 @@ def test_the_scores_as_permute_and_matmul():
         ("ii->", [(3, 3)], "output = A.diagonal(dim1=0, dim2=1).sum(0)  # ()"),
         ("bi,bi->b", [(2, 3), (2, 3)], "output = (A * B).sum(-1)  # (b,)"),
         ("bqk,bkd->bqd", [(2, 3, 5), (2, 5, 7)], "output = A @ B  # (b, q, d)"),
+        (
+            SCORES,
+            SHAPES,
+            "left = A.permute(0, 2, 1, 3)  # (batch, heads, seq_q, d)\n"
+            "right = B.permute(0, 2, 3, 1)  # (batch, heads, d, seq_k)\n"
+            "output = left @ right  # (batch, heads, seq_q, seq_k)",
+        ),
     ],
 )
 def test_familiar_equations_have_familiar_code(equation, shapes, code):
@@ -119,26 +113,25 @@ def test_an_axis_of_size_one_is_read_at_index_zero_where_it_broadcasts():
     assert "A[i] * B[i]" in explain_einsum("i,i->i", (1,), (1,)).loops
 
 
-def test_costs_of_a_chain_of_three():
-    explanation = explain_einsum("ij,jk,kl->il", (2, 3), (3, 5), (5, 7))
-    assert explanation.multiplications == 2 * (2 * 3 * 5 * 7)
-    assert explanation.path == (
-        ("A", "B", {"i": 2, "k": 5}, 2 * 3 * 5),
-        ("AB", "C", {"i": 2, "l": 7}, 2 * 5 * 7),
-    )
-    assert explanation.path_multiplications == 100
-
-
-def test_an_empty_axis_costs_nothing():
-    (step,) = explain_einsum("ij,j->ij", (2, 0), (1,)).path
-    assert (step.multiplications, step.elements) == (0, 0)
+@pytest.mark.parametrize(
+    ("equation", "shapes", "cost"),
+    [
+        ("ij,j->ij", [(2, 0), (1,)], 0),
+        ("i,i->", [(5,), (1,)], 1),  # Σ_i A_i B_0 is (Σ_i A_i) B_0
+        ("i,i->", [(1,), (5,)], 1),
+    ],
+)
+def test_costs_of_an_axis_that_broadcasts(equation, shapes, cost):
+    explanation = explain_einsum(equation, *shapes)
+    assert explanation.path_multiplications == cost
 
 
 def test_bytes_follow_the_dtype_of_the_operands():
     half, double = torch.zeros(3, dtype=torch.float16), np.zeros(3)
     assert "memory of the output: 6 bytes" in str(explain_einsum("i->i", half))
     assert "memory of the output: 24 bytes" in str(explain_einsum("i,i->i", half, double))
-    assert "memory of the output: 1.0 KiB" in str(explain_einsum("ij->ji", (16, 16)))
+    for shape, memory in (((16, 16), "1.0 KiB"), ((512, 512), "1.0 MiB"), ((24_576, 16_384), "1.5 GiB")):
+        assert f"memory of the output: {memory}" in str(explain_einsum("ij->ji", shape))
 
 
 # Against others
@@ -149,26 +142,16 @@ def test_bytes_follow_the_dtype_of_the_operands():
     [
         ("a,b,c,d,e->cebad", [(2,), (3,), (2,), (1,), (3,)]),
         ("iij,jkk,kl->l", [(3, 3, 2), (2, 4, 4), (4, 5)]),
-        ("abc,cde,ef->abdf", [(2, 3, 5), (5, 2, 3), (3, 2)]),
         ("abk,kcd->acbd", [(2, 3, 5), (5, 7, 11)]),
         ("bhk,bkcd->bhcd", [(2, 3, 5), (2, 5, 7, 11)]),
-        ("babk,kc->ac", [(2, 3, 2, 5), (5, 7)]),
         ("bxyk,bkzw->bxzyw", [(2, 3, 4, 5), (2, 5, 2, 3)]),
         ("bxyk,bk->yxb", [(2, 3, 5, 7), (2, 7)]),
         ("bxyk,ckzb->xyzbc", [(2, 3, 4, 5), (4, 5, 3, 2)]),
-        ("iii->i", [(3, 3, 3)]),
-        ("ijij->", [(2, 3, 2, 3)]),
         ("ij,jk->ik", [(2, 0), (0, 3)]),
         ("ij,j->ij", [(2, 0), (1,)]),
-        ("bij,bjk->bik", [(2, 3, 1), (2, 5, 7)]),
-        ("b...,b...->...", [(2, 3, 1), (2, 5)]),
-        ("...ij->...ji", [(2, 3, 5, 7)]),
-        ("i...,...j->ij", [(2, 3, 5), (3, 5, 7)]),
         ("i->...i", [(3,)]),
         ("", [()]),
         (",->", [(), ()]),
-        (",i->i", [(), (3,)]),
-        ("bFa", [(2, 3, 5)]),
         (" i j , j k -> i k ", [(2, 3), (3, 5)]),
     ],
 )
@@ -195,22 +178,11 @@ def test_verify_notices_code_that_differs(changes):
     assert not replace(explain_einsum("ij,jk->ik", (2, 3), (3, 5)), **changes).verify()
 
 
-@pytest.mark.parametrize("equation", ["ij,jk->ik", "kj,ji"])
-def test_letters_mean_what_numpy_means(equation):
-    first, second = np.arange(6.0).reshape(2, 3), np.arange(15.0).reshape(3, 5)
-    np.testing.assert_allclose(explain_einsum(equation, first, second).run_loops(), np.einsum(equation, first, second))
-
-
 @pytest.mark.parametrize("pattern", [SCORES, "b q ... d, b k ... d -> ... q b k", "b q … d, b k … d -> b … q k"])
 def test_words_mean_what_einops_means(pattern):
     query, key = numbers(*SHAPES[0]), numbers(*SHAPES[1])
     want = einops.einsum(query, key, pattern)
     torch.testing.assert_close(explain_einsum(pattern, query, key).run_loops(), want)
-
-
-def test_an_entry_that_is_never_used_gives_a_warning():
-    (warning,) = explain_einsum("i,i->", (1,), (0,)).warnings
-    assert "size 1 in A but 0 elsewhere, and is summed: that one entry is used 0 times" in warning
 
 
 def test_plain_shapes_stand_for_the_same_random_numbers_each_time_in_the_default_dtype():
@@ -228,13 +200,6 @@ def test_nan_agrees_with_itself():
     assert explain_einsum("i,i->", torch.tensor([torch.nan, 1.0]), torch.ones(2)).verify()
 
 
-def test_an_axis_that_broadcasts_and_is_summed_costs_one_multiplication():
-    """Σ_i A_i B_0 is (Σ_i A_i) B_0."""
-    for shapes in ([(5,), (1,)], [(1,), (5,)]):
-        assert explain_einsum("i,i->", *shapes).path_multiplications == 1
-        assert explain_einsum("i,i->", *shapes).multiplications == 5
-
-
 def test_operands_of_many_kinds():
     for operand in (
         torch.ones(2, 3, dtype=torch.bfloat16),
@@ -246,6 +211,7 @@ def test_operands_of_many_kinds():
         torch.ones(2, 3).t().t(),
         np.ones((2, 3), dtype=np.float16),
         np.ones((3, 2))[::-1].T,
+        np.arange(6).reshape(2, 3),
         torch.Size((2, 3)),
         [2, 3],
     ):
@@ -260,10 +226,6 @@ def test_runs_on_the_cpu_whatever_the_default_device_is():
         explanation = explain_einsum("ij,jk->ik", (2, 3), np.ones((3, 5)))
         assert explanation.verify()
         assert explanation.run_loops().device.type == "cpu"
-
-
-def test_a_scalar_array_is_an_operand():
-    assert explain_einsum(",i->i", np.float64(3.0), np.ones(2)).run_loops().tolist() == [3.0, 3.0]
 
 
 # Names that Python or the generated code needs
@@ -419,6 +381,7 @@ def test_the_shapes_decide_between_letters_and_words(arguments, spelling):
         ("bj,ja", [(2, 3), (3, 5)], "sorted by name: (a, b), not in the order of appearance (b, a)"),
         ("ij,jk->ik", [(2, 1), (5, 3)], "`j` has size 1 in A but 5 elsewhere"),
         ("ij,jk->ik", [(2, 5), (1, 3)], "that one entry is used 5 times"),
+        ("i,i->", [(1,), (0,)], "size 1 in A but 0 elsewhere, and is summed: that one entry is used 0 times"),
         ("ij->i", [(2, 3)], "`j` occurs once and is not in the output"),
         ("...i->i", [(2, 3)], "NumPy raises an error"),
         ("batch heads, batch head -> batch heads", [(2, 3), (2, 3)], "`heads` and `head` are nearly the same"),
@@ -443,20 +406,17 @@ def test_warnings(equation, shapes, sentence):
         ("seq_q d, seq_k d -> seq_q seq_k", [(2, 3), (5, 3)]),
         ("i j -> i j", [(1, 3)]),
         ("...i,...j->...ij", [(2, 1, 3), (2, 5, 7)]),
+        ("left d, lest d -> left lest", [(2, 3), (5, 3)]),
+        ("height d, weight d -> height weight", [(2, 3), (5, 3)]),
     ],
 )
 def test_no_warning_without_a_reason(equation, shapes):
     assert explain_einsum(equation, *shapes).warnings == ()
 
 
-@pytest.mark.parametrize(
-    "equation",
-    ["seq_q seq_k -> seq_q", "dims dims2 -> dims", "height d, weight d -> height weight", "row raw -> row"],
-)
-def test_names_that_are_alike_on_purpose_or_by_chance_are_not_called_typos(equation):
-    names = dict(zip(dict.fromkeys(equation.replace("->", "").replace(",", "").split()), (2, 3, 5)))
-    shapes = [tuple(names[name] for name in term.split()) for term in equation.split("->")[0].split(",")]
-    assert not any("typo" in warning for warning in explain_einsum(equation, *shapes).warnings)
+@pytest.mark.parametrize("equation", ["seq_q seq_k -> seq_q", "dims dims2 -> dims", "row raw -> row"])
+def test_names_that_are_alike_on_purpose_or_short_are_not_called_typos(equation):
+    assert not any("typo" in warning for warning in explain_einsum(equation, (2, 3)).warnings)
 
 
 # Display
@@ -502,15 +462,15 @@ Take care
     ⚠ `j` has size 1 in A but 5 elsewhere, and is summed: that one entry is used 5 times. Einsum gives no error here."""  # noqa: E501
 
 MARKDOWN = """\
-**`row_a i -> row_a`**  
-A (2, 1) → output (2,)
+**`row_a i, i -> row_a`**  
+A (2, 3), B (1,) → output (2,)
 
 | axis | size | where | role | why |
 |---|---|---|---|---|
 | `row_a` | 2 | A axis 0, output axis 0 | free | in the output: one cell for each value |
-| `i` | 1 | A axis 1 | summed | not in the output: A's entries along it are added up, although the name occurs once |
+| `i` | 3 | A axis 1, B axis 0 | summed, broadcast | not in the output: A and B are multiplied along it and the products added up; size 1 in B, whose one entry is used for all 3 values |
 
-$$\\mathrm{output}_{\\mathrm{row\\_a}} = \\sum_{i=0}^{0} A_{\\mathrm{row\\_a}, i}$$
+$$\\mathrm{output}_{\\mathrm{row\\_a}} = \\sum_{i=0}^{2} A_{\\mathrm{row\\_a}, i} \\, B_{0}$$
 
 **Loops**
 
@@ -518,35 +478,32 @@ $$\\mathrm{output}_{\\mathrm{row\\_a}} = \\sum_{i=0}^{0} A_{\\mathrm{row\\_a}, i
 output = torch.zeros(2, dtype=A.dtype)
 for row_a in range(2):
     total = 0
-    for i in range(1):
-        total += A[row_a, i]
+    for i in range(3):
+        total += A[row_a, i] * B[0]
     output[row_a] = total
 ```
 
 **The same without einsum**
 
 ```python
-output = A.sum(1)  # (row_a,)
+left = A.sum(1)  # (row_a,)
+right = B.sum(0)  # ()
+output = left * right  # (row_a,)
 ```
 
 **Cost**
 
-- multiplications in the loops: 0
+- multiplications in the loops: 6
 - memory of the output: 8 bytes
 
 **Take care**
 
-- ⚠ `i` occurs once and is not in the output, so it is summed. If you meant to keep it, put it after the arrow."""
+- ⚠ `i` has size 1 in B but 3 elsewhere, and is summed: that one entry is used 3 times. Einsum gives no error here."""  # noqa: E501
 
 
 def test_the_whole_display():
     assert str(explain_einsum("ij,jk,kl->il", (2, 1), (5, 3), (3, 2))) == TEXT
-    assert explain_einsum("row_a i -> row_a", (2, 1))._repr_markdown_() == MARKDOWN
-
-
-def test_a_product_in_the_formula():
-    markdown = explain_einsum("ij,j->i", (2, 3), (1,))._repr_markdown_()
-    assert r"$$\mathrm{output}_{i} = \sum_{j=0}^{2} A_{i, j} \, B_{0}$$" in markdown
+    assert explain_einsum("row_a i, i -> row_a", (2, 3), (1,))._repr_markdown_() == MARKDOWN
 
 
 def test_a_scalar_is_displayed_too():
@@ -556,12 +513,18 @@ def test_a_scalar_is_displayed_too():
     assert str(explanation.trace()).startswith("output = ")
 
 
-def test_large_sizes_are_explained_and_not_run():
-    explanation = explain_einsum(SCORES, (8, 1024, 12, 64), (8, 1024, 12, 64))
-    assert explanation.multiplications == 8 * 12 * 1024 * 1024 * 64
-    assert "384.0 MiB" in str(explanation)
-    for call in (explanation.verify, explanation.run_loops):
-        with pytest.raises(ValueError, match=r"loops take 6,442,450,944 steps, too many .* smaller sizes"):
+@pytest.mark.parametrize(
+    ("equation", "shapes", "steps"),
+    [
+        ("qd,kd->qk", [(10_000, 64), (10_000, 64)], "6,400,000,000"),
+        ("ii->i", [(1000, 1000)], "1,000,000"),
+        ("ij->i", [(10**9, 0)], "1,000,000,000"),
+    ],
+)
+def test_what_is_too_large_to_run_is_refused_before_it_is_drawn(equation, shapes, steps):
+    explanation = explain_einsum(equation, *shapes)
+    for call in (explanation.run_loops, explanation.verify, lambda: explanation.trace(*[0] * len(explanation.free))):
+        with pytest.raises(ValueError, match=f"take {steps} steps, too many for Python .at most 300,000.; .* smaller"):
             call()
 
 

@@ -1,6 +1,5 @@
 """What explain_einsum says about a broken equation: the user's own names, a caret under the place, a likely fix."""
 
-import re
 import time
 
 import numpy as np
@@ -24,7 +23,7 @@ CASES = {
     "a missing comma": ("batch q d batch k d -> q k", [(2, 3, 5), (2, 7, 5)], "comma is missing", None),
     "an unknown axis": ("batch q d -> batch q dd", [(2, 3, 5)], "`dd` in the output, but in no input", "dd"),
     "a typo in the output": ("batch heads d -> batch haeds", [(2, 3, 5)], "Did you mean `heads`?", "haeds"),
-    "an unknown axis, nothing near": ("ij->z", [(2, 3)], "The inputs have `i`, `j`", "z"),
+    "an unknown axis, nothing near": ("ij->z", [(2, 3)], "The inputs have i, j", "z"),
     "an output without an input": ("->i", [()], "`i` in the output, but in no input", "i"),
     "a word without an input": ("-> seq_q", [()], "`seq_q` in the output, but in no input", "seq_q"),
     "sizes that disagree": ("ij,jk->ik", [(2, 3), (5, 7)], "`j` two sizes: 3 in A .axis 1 of shape .2, 3.. and 5 in B",
@@ -49,11 +48,12 @@ CASES = {
     "half an arrow": ("ij-i", [(2, 3)], "the character '-'", "-"),
     "the other half": ("ij>i", [(2, 3)], "the character '>'", ">"),
     "two outputs": ("ij->i,j", [(2, 3)], "`,` after the arrow, but there is only one output", ","),
-    "two dots": ("..i->i", [(2, 3)], "a dot that is not part of `...`", "."),
+    "two dots": ("..i->i", [(2, 3)], "an axis `.`; a name has letters", "."),
     "three dots twice": ("...i...->i", [(2, 3)], "a second `...`", "..."),
     "dots glued to a word": ("batch...->batch", [(2, 3)], "names `b`, `a`, `t`, `c`, `h` for", None),
     "dots glued before a word": ("...seq_q -> seq_q", [(2, 3)], "space on each side of `...`", "seq_q"),
     "one word for each operand": ("batch,batch->batch", [(2,), (3,)], "axis `batch` two sizes", None),
+    "a word and a scalar": ("batch, batch ->", [(2,), ()], "names `batch` for operand B", "batch"),
     "a number": ("1 j -> j", [(1, 3)], "an axis `1`; a name has letters", "1"),
     "a digit in front": ("2d j -> j", [(2, 3)], "begins with a letter", "2d"),
     "an underscore in front": ("_d j -> j", [(2, 3)], "begins with a letter", "_d"),
@@ -91,24 +91,13 @@ def test_sizes_disagree_with_the_one_that_decides_not_with_a_size_of_one():
         explain_einsum("i,i,i->i", (1,), (3,), (5,))
 
 
-@pytest.mark.parametrize(("equation", "shape"), [("ii->i", (1000, 1000)), ("ij->i", (10**9, 0)), ("i->", (10**9,))])
-def test_what_is_too_large_to_run_is_refused_before_it_is_drawn(equation, shape):
-    explanation = explain_einsum(equation, shape)
-    for run in (explanation.run_loops, explanation.verify):
-        with pytest.raises(ValueError, match="too many for Python .at most 300,000.; explain the same equation with"):
-            run()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((None, (2,)), "equation must be a str and come first; got NoneType"),
-        ((b"i->i", (2,)), "equation must be a str and come first; got bytes"),
         ((torch.ones(2), "i->i"), "equation must be a str and come first; got Tensor"),
         (("i->i", 3), "operand A must be a tensor, an array of numbers or a shape such as .2, 3.; got int"),
-        (("i,i->i", (2,), "j"), "operand B must be a tensor.*got str"),
-        (("i->i", (2, True)), "operand A must be a tensor"),
-        (("i->i", None), "operand A must .* got NoneType"),
+        (("i,i->i", (2,), (2, True)), "operand B must be a tensor.*got tuple"),
         (("i->i", np.array(["a"])), "operand A must be .* got ndarray: can't convert"),
         (("i->i", torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged)), "operand A must be a tensor"),
     ],
@@ -172,82 +161,15 @@ def test_a_trace_of_a_scalar_takes_no_index():
         explain_einsum("i->", (2,)).trace(0)
 
 
-# Five hundred broken equations
-
-WORDS = ("batch", "heads", "tokens", "width", "depth")
-
-
-def _written(inputs, output):
-    text = ", ".join(" ".join(names) for names in inputs)
-    return text if output is None else f"{text} -> {' '.join(output)}"
-
-
-def _insert(items, draw, item):
-    place = draw(st.integers(0, len(items)))
-    return items[:place] + item + items[place:]
-
-
-def _other_size(draw, inputs, output, shapes):
-    name = draw(st.sampled_from(inputs[0]))
-    size = shapes[0][inputs[0].index(name)] + draw(st.integers(1, 5))
-    return _written([*inputs, [name]], output), [*shapes, (size,)], name
-
-
-def _other_rank(draw, inputs, output, shapes):
-    index = draw(st.integers(0, len(inputs) - 1))
-    longer = draw(st.booleans()) or not shapes[index]
-    shape = (*shapes[index], 2) if longer else shapes[index][1:]
-    return _written(inputs, output), [*shapes[:index], shape, *shapes[index + 1 :]], "ABC"[index]
-
-
-BAD = st.sampled_from("*+/;:!?'\"#%&{}[]|\\^~\n\t\x00\x1b·×→=")
-BREAKERS = [  # each gives a broken equation, shapes, and the name that the message must hold
-    _other_size,
-    _other_rank,
-    lambda draw, inputs, output, shapes: (_written(_insert(inputs, draw, [[]]), output), shapes, None),
-    lambda draw, inputs, output, shapes: (_written(inputs, None), shapes, None),
-    lambda draw, inputs, output, shapes: (_written(inputs, _insert(output, draw, ["zebra"])), shapes, "zebra"),
-    lambda draw, inputs, output, shapes: (_written(inputs, [*inputs[0], inputs[0][0]]), shapes, inputs[0][0]),
-    lambda draw, inputs, output, shapes: (_written([*inputs, ["batch"]], output), shapes, None),
-    lambda draw, inputs, output, shapes: (_written(inputs, output), [*shapes, (2,)], None),
-    lambda draw, inputs, output, shapes: (f"({_written(inputs, output)}", shapes, None),
-    lambda draw, inputs, output, shapes: (_insert(_written(inputs, output), draw, draw(BAD)), shapes, None),
-    lambda draw, inputs, output, shapes: (_written(inputs, output) + " -> batch", shapes, None),
-]
-
-
-@st.composite
-def broken(draw):
-    sizes = dict(zip(WORDS, (2, 3, 5, 7, 11)))
-    inputs = draw(
-        st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4, unique=True), min_size=1, max_size=3)
-    )
-    used = sorted({name for names in inputs for name in names})
-    output = draw(st.lists(st.sampled_from(used), unique=True))
-    shapes = [tuple(sizes[name] for name in names) for names in inputs]
-    return draw(st.sampled_from(BREAKERS))(draw, inputs, output, shapes)
-
-
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(broken())
-def test_a_broken_equation_gets_a_message_with_the_name_or_the_place(case):
-    equation, shapes, name = case
-    with pytest.raises(ValueError, match="equation") as caught:
-        explain_einsum(equation, *shapes)
-    assert re.search(r"\n +.*\n +\^", str(caught.value)), "a caret under the place"
-    if name is not None:
-        assert re.search(rf"[` ]{name}\b", str(caught.value)), "the user's own name"
-
-
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(st.text(max_size=30), st.text("ijk,->. ()_1", max_size=20)),
     st.lists(st.lists(st.integers(0, 3), max_size=3).map(tuple), max_size=3),
 )
-def test_nothing_but_value_and_type_errors_escapes(text, shapes):
+def test_any_text_is_explained_or_refused_with_a_value_error(text, shapes):
     try:
         explanation = explain_einsum(text, *shapes)
-    except (ValueError, TypeError):
+    except ValueError:
         return
     assert explanation.verify()
     assert str(explanation)

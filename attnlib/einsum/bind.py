@@ -61,7 +61,8 @@ def own_name(name: str, taken: Iterable[str]) -> str:
 def bind(equation: Equation, shapes: tuple[Shape, ...]) -> Contraction:
     """Give each axis its size. Raises ValueError if equation and shapes do not fit together."""
     _check_number(equation, len(shapes))
-    widths = [_width_of_dots(equation, index, *pair) for index, pair in enumerate(zip(equation.inputs, shapes))]
+    operands = zip(string.ascii_uppercase, equation.inputs, shapes)
+    widths = [_width_of_dots(equation, *operand) for operand in operands]
     taken = {name for term in equation.inputs for name in term.names}
     dots = tuple(own_name(f"dots{number}", taken) for number in range(1, max(widths) + 1))
     inputs = tuple(_expand(term, dots[len(dots) - width :]) for term, width in zip(equation.inputs, widths))
@@ -86,7 +87,7 @@ def _check_number(equation: Equation, number: int) -> None:
     fail(f"equation names {named}, but {came} came: {hint}", equation.source, *spans)
 
 
-def _width_of_dots(equation: Equation, index: int, term: Term, shape: Shape) -> int:
+def _width_of_dots(equation: Equation, letter: str, term: Term, shape: Shape) -> int:
     """How many axes the `...` of a term stands for; 0 if it has none."""
     width = len(shape) - len(term.names)
     if width < 0 or (width > 0 and not term.has_dots):
@@ -94,9 +95,7 @@ def _width_of_dots(equation: Equation, index: int, term: Term, shape: Shape) -> 
         hint = "Name each axis, or write `...` for those that need no name."
         if width < 0 and equation.spelling == "letters":
             hint = "Each letter is one axis; whole words need spaces between them, as in `batch q d`."
-        message = (
-            f"equation names {named} for operand {string.ascii_uppercase[index]}, but its shape is {shape}. {hint}"
-        )
+        message = f"equation names {named} for operand {letter}, but its shape is {shape}. {hint}"
         fail(message, equation.source, term.span)
     return width
 
@@ -115,9 +114,7 @@ def _output(equation: Equation, inputs: tuple[tuple[str, ...], ...], dots: tuple
         name = token.text
         if name != DOTS and name not in times:
             near = get_close_matches(name, times, n=1)
-            hint = (
-                f"Did you mean `{near[0]}`?" if near else f"The inputs have {', '.join(f'`{one}`' for one in times)}."
-            )
+            hint = f"Did you mean `{near[0]}`?" if near else f"The inputs have {', '.join(times)}."
             message = f"equation has the axis `{name}` in the output, but in no input. {hint}"
             fail(message, equation.source, token.span)
         if name in seen:

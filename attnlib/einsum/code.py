@@ -13,20 +13,18 @@ def loops_source(contraction: Contraction) -> str:
     """Loops: free axes in the output's order, then the summed ones in order of appearance, then one product."""
     free, summed = contraction.free, contraction.summed
     output, total = own_name("output", contraction.sizes), own_name("total", contraction.sizes)
-    product = " * ".join(
-        entry(tensor, map(_variable, index)) for tensor, index in zip(contraction.tensors, contraction.indices())
-    )
-    cell = f"{output}[{', '.join(map(_variable, free)) or '()'}]"
+    indices = (map(_variable, index) for index in contraction.indices())
+    product = " * ".join(map(entry, contraction.tensors, indices))
     shape = ", ".join(map(str, contraction.output_shape)) or "()"
-    loops = [
-        f"{'    ' * depth}for {_variable(axis)} in range({contraction.sizes[axis]}):"
-        for depth, axis in enumerate((*free, *summed))
-    ]
-    lines = [f"{output} = torch.zeros({shape}, dtype={contraction.tensors[0]}.dtype)", *loops[: len(free)]]
-    indent = "    " * len(free)
+    lines = [f"{output} = torch.zeros({shape}, dtype={contraction.tensors[0]}.dtype)"]
+    for depth, axis in enumerate((*free, *summed)):
+        if depth == len(free):
+            lines.append(f"{'    ' * depth}{total} = 0")
+        lines.append(f"{'    ' * depth}for {_variable(axis)} in range({contraction.sizes[axis]}):")
     if summed:
-        lines += [f"{indent}{total} = 0", *loops[len(free) :], f"{'    ' * len(loops)}{total} += {product}"]
-    return "\n".join([*lines, f"{indent}{cell} = {total if summed else product}"])
+        lines.append(f"{'    ' * len(contraction.sizes)}{total} += {product}")
+    cell = f"{output}[{', '.join(map(_variable, free)) or '()'}]"
+    return "\n".join([*lines, f"{'    ' * len(free)}{cell} = {total if summed else product}"])
 
 
 def entry(tensor: str, index: Iterable[str]) -> str:

@@ -86,9 +86,7 @@ def _read_term(source: str, start: int, stop: int, spelling: str) -> Term:
     tokens: list[Token] = []
     for match in _TOKEN[spelling].finditer(source, start, stop):
         token, problem = Token(match[0], match.span()), ""
-        if token.text == ".":
-            problem = "has a dot that is not part of `...`"
-        elif token.text == DOTS and any(other.text == DOTS for other in tokens):
+        if token.text == DOTS and any(other.text == DOTS for other in tokens):
             problem = "has a second `...` in one tensor"
         elif spelling == "words" and tokens and tokens[-1].span[1] == match.start():
             problem = "needs a space on each side of `...`"
