@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.style
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
@@ -127,6 +128,51 @@ def context_vector() -> Figure:
     return figure
 
 
+def self_attention() -> Figure:
+    draw = torch.Generator().manual_seed(5)  # as in notebook 02
+    query, key, value = (INPUTS @ torch.randn(3, 2, generator=draw).double().numpy() for _ in range(3))
+    scores = key @ query[1]
+    weights = np.exp(scores / 2**0.5) / np.exp(scores / 2**0.5).sum()
+    figure, ax = canvas(8.8, 5.5)
+
+    def column(x: float, y: float, width: float, title: str, rows: np.ndarray, colours=(PALE,) * 6) -> None:
+        ax.text(x + width / 2, y + 0.1, title, ha="center", fontsize=11, color=INK, weight="bold")
+        for index, (row, colour) in enumerate(zip(rows, colours)):
+            text = ", ".join(f"{number:.2f}".replace("-", "−") for number in np.atleast_1d(row))
+            box(ax, x, y - 0.27 * (index + 1), width, 0.25, text, colour, 10)
+
+    def words(x: float, y: float) -> None:
+        for index, word in enumerate(WORDS):
+            bold = "bold" if index == 1 else "normal"
+            ax.text(x, y - 0.27 * (index + 0.55), word, ha="right", va="center", fontsize=10, color=INK, weight=bold)
+
+    title = "Self-attention for “journey”: its query meets every key, and the weights mix the values"
+    ax.text(4.4, 5.2, title, ha="center", fontsize=11.5, color=INK)
+    words(0.85, 4.0)
+    column(0.95, 4.0, 1.6, "x", INPUTS, [HEADS[0] if index == 1 else PALE for index in range(6)])
+    column(3.5, 4.65, 1.3, "query", query[1:2], HEADS[:1])
+    column(3.5, 4.0, 1.3, "keys", key)
+    column(5.6, 4.0, 0.8, "scores", scores)
+    shades = [mpl.colormaps["Greens"](0.9 * weight) for weight in weights]
+    column(7.5, 4.0, 0.8, "weights", weights, shades)
+    words(3.4, 1.9)
+    column(3.5, 1.9, 1.3, "values", value)
+    column(7.1, 1.2, 1.6, "context vector", (weights @ value)[None], HEADS[1:])
+    for start, end, label, place in (
+        ((2.55, 3.6), (3.5, 4.5), "W_query", (2.6, 4.2)),
+        ((2.55, 3.2), (3.5, 3.2), "W_key", (3.0, 3.27)),
+        ((2.55, 2.6), (3.5, 1.9), "W_value", (2.6, 2.12)),
+        ((4.8, 4.52), (5.7, 4.2), "dot products", (5.75, 4.47)),
+        ((4.8, 3.2), (5.6, 3.2), "", (0, 0)),
+        ((6.4, 3.2), (7.5, 3.2), "÷ √2,\nsoftmax", (6.93, 3.28)),
+        ((7.9, 2.38), (7.9, 1.45), "", (0, 0)),
+        ((4.8, 1.06), (7.1, 1.06), "each value times its\nweight, added up", (5.95, 1.15)),
+    ):
+        arrow(ax, start, end)
+        ax.text(*place, label, ha="center", fontsize=10, color=INK)
+    return figure
+
+
 def causal_mask() -> Figure:
     figure, ax = canvas(8.4, 4.5)
     side = 0.5
@@ -193,6 +239,7 @@ def wrapper_and_split() -> Figure:
 IMAGES = {
     "series_map": series_map,
     "context_vector": context_vector,
+    "self_attention": self_attention,
     "causal_mask": causal_mask,
     "wrapper_and_split": wrapper_and_split,
 }
