@@ -13,6 +13,7 @@ import nbformat
 import pytest
 
 from execute import source_hash
+from reading import words
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -38,10 +39,6 @@ def cells(path: Path, kind: str = "code", tag: str | None = None) -> list:
 
 def lines(cell) -> list[str]:
     return [line for line in cell.source.splitlines() if line.strip()]
-
-
-def words(text: str) -> int:
-    return len(re.findall(r"\w+", re.sub(r"```.*?```|\$\$.*?\$\$|<details>.*?</details>", "", text, flags=re.DOTALL)))
 
 
 def prose(path: Path) -> str:

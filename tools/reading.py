@@ -16,8 +16,8 @@ def tags(cell: nbformat.NotebookNode) -> set[str]:
 
 
 def words(text: str) -> int:
-    """Words of prose, without code, formulas, hints and comments."""
-    hidden = r"```.*?```|\$\$.*?\$\$|<details>.*?</details>|<!--.*?-->"
+    """Words of prose, without code, formulas, hints, comments and the addresses of links."""
+    hidden = r"```.*?```|\$\$.*?\$\$|\$[^$\n]*\$|<details>.*?</details>|<!--.*?-->|\]\([^)\s]*\)"
     return len(re.findall(r"\w+", re.sub(hidden, "", text, flags=re.DOTALL)))
 
 
