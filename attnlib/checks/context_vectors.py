@@ -198,7 +198,7 @@ check_context_vectors = Exercise(
     pairs(tokens).softmax(0) @ tokens  # The softmax runs over the first axis: it must run over the keys, dim=-1.
     (pairs(tokens) / tokens.shape[-1] ** 0.5).softmax(-1) @ tokens  # The root comes in notebook 02: leave it out.
     (pairs(tokens) / tokens.shape[-1]).softmax(-1) @ tokens  # The scores are divided by d_in: leave that out.
-    cosines(tokens).softmax(-1) @ tokens  # The scores are cosines, which come in the next exercise.
+    cosines(tokens).softmax(-1) @ tokens  # The scores are cosines: use plain dot products here.
     pairs(tokens).exp() @ tokens  # The exponentials are not divided by their sum, so this is not an average yet.
     less(pairs(tokens)) @ tokens
     pairs(tokens) / pairs(tokens).sum(-1, keepdim=True) @ tokens  # The exp is missing: use softmax.
