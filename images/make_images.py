@@ -158,7 +158,7 @@ def self_attention() -> Figure:
     words(3.4, 1.9)
     column(3.5, 1.9, 1.3, "values", value)
     column(7.1, 1.2, 1.6, "context vector", (weights @ value)[None], HEADS[1:])
-    for start, end, label, place in (
+    for start, end, label, (x, y) in (
         ((2.55, 3.6), (3.5, 4.5), "W_query", (2.6, 4.2)),
         ((2.55, 3.2), (3.5, 3.2), "W_key", (3.0, 3.27)),
         ((2.55, 2.6), (3.5, 1.9), "W_value", (2.6, 2.12)),
@@ -169,7 +169,7 @@ def self_attention() -> Figure:
         ((4.8, 1.06), (7.1, 1.06), "each value times its\nweight, added up", (5.95, 1.15)),
     ):
         arrow(ax, start, end)
-        ax.text(*place, label, ha="center", fontsize=10, color=INK)
+        ax.text(x, y, label, ha="center", fontsize=10, color=INK)
     return figure
 
 
