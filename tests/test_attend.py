@@ -8,13 +8,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
-from attnlib._fused import MASK_BLOCK
-from attnlib.attend import Attended, attend, attention, attention_weights, merge
+from attnlib.attend import attend, attention, attention_weights, merge
 from attnlib.masks import causal_mask
-from largest_tensor import LargestTensor
 from oracle import attend_by_loops
 
 BATCH, HEADS, Q, K, D, V = 2, 3, 7, 11, 5, 13
@@ -231,84 +228,6 @@ def test_rows_of_weights_sum_to_one_or_to_zero():
     assert_close(sums, (~empty).double())
 
 
-SHAPES = {
-    "two axes": [(Q, D), (K, D), (K, D)],
-    "three axes": [(BATCH, Q, D), (BATCH, K, D), (BATCH, K, D)],
-    "four axes": [(BATCH, HEADS, Q, D), (BATCH, HEADS, K, D), (BATCH, HEADS, K, D)],
-    "five axes": [(BATCH, 2, HEADS, Q, D), (BATCH, 2, HEADS, K, D), (BATCH, 2, HEADS, K, D)],
-    "six axes": [(2, 1, BATCH, HEADS, Q, D), (2, 1, BATCH, HEADS, K, D), (BATCH, HEADS, K, V)],
-    "one key head": [(BATCH, HEADS, Q, D), (BATCH, 1, K, D), (BATCH, 1, K, D)],
-    "grouped queries": [(BATCH, 2, HEADS, Q, D), (BATCH, 2, 1, K, D), (BATCH, 2, 1, K, V)],
-    "value_dim": [(BATCH, HEADS, Q, D), (BATCH, HEADS, K, D), (BATCH, HEADS, K, V)],
-    "small values": [(BATCH, HEADS, Q, D), (BATCH, HEADS, K, D), (BATCH, HEADS, K, 2)],
-    "value alone": [(Q, D), (K, D), (BATCH, HEADS, K, V)],
-}
-MASKS = ["none", "keys", "queries", "both", "whole"]
-
-
-def inputs_of(case, dtype=torch.float64, swap=False, q=Q, k=K):
-    """Inputs with gradients; with ``swap``, the numbers of a row do not lie side by side."""
-    generator, sizes, inputs = torch.Generator().manual_seed(0), {Q: q, K: k}, []
-    for shape in SHAPES[case]:
-        shape = (*shape[:-2], sizes[shape[-2]], shape[-1])
-        tensor = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-        inputs.append((tensor.mT.contiguous().mT if swap else tensor).requires_grad_())
-    return inputs
-
-
-def mask_of(kind, leading, q=Q, k=K):
-    rows = {"keys": (1, k), "queries": (q, 1), "both": (q, k), "whole": (q, k)}
-    if kind == "none":
-        return None
-    front = leading if kind == "whole" else (*leading[:1], *(1 for _ in leading[1:]))
-    return torch.rand(*front, *rows[kind], generator=torch.Generator().manual_seed(1)) > 0.4
-
-
-@pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("case", SHAPES)
-def test_the_fused_kernel_gets_every_shape_and_mask_right(case, kind, is_causal, swap):
-    for dtype, scale in ((torch.float64, -0.7), (torch.float64, 0.0), (torch.float32, None), (torch.float16, None)):
-        inputs = inputs_of(case, dtype, swap)
-        mask = mask_of(kind, torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in inputs)))
-        wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
-        want, got = (f(*i, mask, is_causal=is_causal, scale=scale) for f, i in ((attend, wide), (attention, inputs)))
-        tolerance = {"atol": 1e-2, "rtol": 1e-2} if dtype == torch.float16 else {"atol": 1e-5, "rtol": 1e-5}
-        assert got.dtype == dtype
-        assert_close(got.double(), want.output, **tolerance)
-        gradients = torch.autograd.grad(got.double().square().sum(), inputs)
-        want = torch.autograd.grad(want.output.square().sum(), wide)
-        assert_close([gradient.double() for gradient in gradients], list(want), **tolerance)
-
-
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("case", SHAPES)
-def test_attention_stores_neither_weights_nor_masks_of_that_size(case, kind, is_causal):
-    """Neither at one time, forward or backward, nor in sum for the backward pass."""
-    q, k = 2_003, 2_011
-    inputs = inputs_of(case, torch.float32, q=q, k=k)
-    leading = torch.broadcast_shapes(*(tensor.shape[:-2] for tensor in inputs))
-    mask = mask_of("both" if kind == "whole" else kind, leading if kind == "whole" else leading[:0], q, k)
-    saved = []
-    with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
-        output = attention(*inputs, mask, is_causal=is_causal)
-    linear = max(max(tensor.numel() for tensor in inputs), output.numel())
-    assert largest.numbers <= max(2 * linear, 1.1 * MASK_BLOCK)
-    assert largest.numbers < q * k / 3
-    if mask is None or mask.numel() < q * k:  # what the kernel converts of a whole mask is kept for the backward pass
-        assert sum(tensor.untyped_storage().nbytes() // 4 for tensor in saved if tensor is not None) < q * k / 2
-    output = attention(*inputs, mask, is_causal=is_causal)
-    with LargestTensor() as largest:
-        output.sum().backward()
-    assert largest.numbers < q * k / 3
-    if case == "two axes":
-        with LargestTensor() as largest:
-            attend(*inputs, is_causal=is_causal)
-        assert largest.numbers >= q * k  # the counter does see such a tensor
-
-
 def test_padding_may_hold_anything_in_every_function():
     """A mask that is the same for all queries hides NaN too, and its gradient."""
     real = torch.tensor([True] * 4 + [False] * 2 + [True] * (K - 6))
@@ -338,22 +257,6 @@ def test_what_only_some_queries_may_not_see_must_be_finite(call):
     assert call(query, key, value, is_causal=True)[..., 0, :].isnan().any()  # 0 · NaN
     value[..., -1, :] = torch.finfo(value.dtype).max
     assert call(query, key, value, is_causal=True)[..., :-1, :].isfinite().all()
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_second_derivatives_need_the_math_backend(masked):
-    inputs = qkv(requires_grad=True)
-    mask = mask_of("keys", (BATCH, HEADS)) if masked else None
-
-    def penalty(call):
-        gradients = torch.autograd.grad(call(*inputs, mask, is_causal=True).square().sum(), inputs, create_graph=True)
-        return torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs)
-
-    want = penalty(lambda *inputs, **options: attend(*inputs, **options).output)
-    with sdpa_kernel(SDPBackend.MATH):
-        assert_close(penalty(attention), want)
-    with pytest.raises(RuntimeError, match="derivative for .* is not implemented"):
-        penalty(attention)
 
 
 def test_a_query_that_sees_nothing_gets_zeros_and_no_nan():
@@ -417,45 +320,6 @@ def test_an_empty_batch():
     assert attention(query, key, value).shape == (0, HEADS, Q, V)
 
 
-def test_merge_of_two_halves_by_hand():
-    """Scores 0, 0 | log 2: weights 1/4, 1/4, 1/2 from parts of weight 2 and 2."""
-    parts = [
-        Attended(torch.tensor([[3.0]]), torch.tensor([math.log(2)])),
-        Attended(torch.tensor([[7.0]]), torch.tensor([math.log(2)])),
-    ]
-    output, logsumexp = merge(parts)
-    assert_close(output, torch.tensor([[5.0]]))
-    assert_close(logsumexp, torch.tensor([math.log(4)]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_merge_of_parts_equals_the_whole_with_gradients(dtype):
-    inputs = qkv(dtype, requires_grad=True)
-    query, key, value = inputs
-    mask = random_mask()
-    mask[..., 4:6] = False  # a part that is fully masked
-    edges = [0, 4, 4, 6, K]  # and one that is empty
-    parts = [attend(query, key[..., a:b, :], value[..., a:b, :], mask[..., a:b]) for a, b in zip(edges, edges[1:])]
-    got, want = merge(parts), attend(query, key, value, mask)
-    tolerance = {"atol": 1e-6, "rtol": 1e-6} if dtype == torch.float32 else {"atol": 1e-12, "rtol": 1e-12}
-    assert_close(got, want, **tolerance)
-    seen = want.logsumexp > -math.inf
-    gradients = [
-        torch.autograd.grad(result.output.square().sum() + result.logsumexp[seen].sin().sum(), inputs)
-        for result in (got, want)
-    ]
-    assert_close(*gradients, atol=10 * tolerance["atol"], rtol=10 * tolerance["rtol"])
-
-
-def test_merge_broadcasts_the_leading_axes_of_all_parts():
-    """Every logsumexp and every output may lack an axis that another has."""
-    shapes = [((2, 1, 7, 5), (7,)), ((3, 7, 5), (3, 7)), ((7, 5), (2, 1, 7))]
-    parts = [Attended(torch.randn(output), torch.randn(logsumexp)) for output, logsumexp in shapes]
-    whole = [Attended(part.output.expand(2, 3, 7, 5), part.logsumexp.expand(2, 3, 7)) for part in parts]
-    assert_close(merge(parts), merge(whole))
-    assert_close(merge(parts[:1]).logsumexp, parts[0].logsumexp.expand(2, 1, 7))
-
-
 # Errors
 
 
@@ -508,29 +372,6 @@ def test_errors_of_value_and_dropout(call):
         call(query, key, value, dropout_p=1.5)
     with pytest.raises(TypeError, match="dropout_p must be a number; got str"):
         call(query, key, value, dropout_p="0.5")
-
-
-def test_errors_of_merge():
-    part = Attended(torch.randn(2, 7, 5), torch.randn(2, 7))
-    with pytest.raises(ValueError, match="parts must hold at least one Attended; got none"):
-        merge([])
-    with pytest.raises(TypeError, match=r"parts\[1\] must be an Attended; got Tensor"):
-        merge([part, part.output])
-    with pytest.raises(TypeError, match=r"parts\[1\].output must have the dtype of parts\[0\].output"):
-        merge([part, Attended(part.output.double(), part.logsumexp)])
-    with pytest.raises(ValueError, match=r"parts\[1\] must have output .* got \(2, 7, 4\) and \(2, 7\)"):
-        merge([part, Attended(part.output[..., :4], part.logsumexp)])
-    with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(2, 7, 5\) and \(2, 6\)"):
-        merge([Attended(part.output, part.logsumexp[:, :6])])
-    with pytest.raises(TypeError, match=r"parts\[1\].logsumexp must have the dtype of parts\[0\].logsumexp"):
-        merge([part, Attended(part.output, part.logsumexp.double())])
-    with pytest.raises(ValueError, match=r"parts\[0\].logsumexp must be on the device of its output, cpu; got meta"):
-        merge([Attended(part.output, part.logsumexp.to("meta"))])
-    with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(\) and \(\)"):
-        merge([Attended(torch.zeros(()), torch.zeros(()))])
-    rows = [Attended(torch.randn(n, 7, 5), torch.randn(n, 7)) for n in (1, 2, 3)]
-    with pytest.raises(ValueError, match=r"parts\[2\] must .* broadcast with all parts before; got \(3, 7, 5\) and"):
-        merge(rows)
 
 
 def test_is_causal_is_aligned_upper_left_and_joins_a_mask():

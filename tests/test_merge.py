@@ -126,3 +126,35 @@ def test_parts_that_see_nothing_change_nothing():
     assert (blind.logsumexp == -torch.inf).all()
     for tensor in torch.autograd.grad(merged.output.sum() + blind.output.sum(), (query, key, value)):
         assert tensor.isfinite().all()
+
+
+def test_merge_broadcasts_the_leading_axes_of_all_parts():
+    """Every logsumexp and every output may lack an axis that another has."""
+    shapes = [((2, 1, 7, 5), (7,)), ((3, 7, 5), (3, 7)), ((7, 5), (2, 1, 7))]
+    parts = [Attended(torch.randn(output), torch.randn(logsumexp)) for output, logsumexp in shapes]
+    whole = [Attended(part.output.expand(2, 3, 7, 5), part.logsumexp.expand(2, 3, 7)) for part in parts]
+    assert_close(merge(parts), merge(whole))
+    assert_close(merge(parts[:1]).logsumexp, parts[0].logsumexp.expand(2, 1, 7))
+
+
+def test_errors_of_merge():
+    part = Attended(torch.randn(2, 7, 5), torch.randn(2, 7))
+    with pytest.raises(ValueError, match="parts must hold at least one Attended; got none"):
+        merge([])
+    with pytest.raises(TypeError, match=r"parts\[1\] must be an Attended; got Tensor"):
+        merge([part, part.output])
+    with pytest.raises(TypeError, match=r"parts\[1\].output must have the dtype of parts\[0\].output"):
+        merge([part, Attended(part.output.double(), part.logsumexp)])
+    with pytest.raises(ValueError, match=r"parts\[1\] must have output .* got \(2, 7, 4\) and \(2, 7\)"):
+        merge([part, Attended(part.output[..., :4], part.logsumexp)])
+    with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(2, 7, 5\) and \(2, 6\)"):
+        merge([Attended(part.output, part.logsumexp[:, :6])])
+    with pytest.raises(TypeError, match=r"parts\[1\].logsumexp must have the dtype of parts\[0\].logsumexp"):
+        merge([part, Attended(part.output, part.logsumexp.double())])
+    with pytest.raises(ValueError, match=r"parts\[0\].logsumexp must be on the device of its output, cpu; got meta"):
+        merge([Attended(part.output, part.logsumexp.to("meta"))])
+    with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(\) and \(\)"):
+        merge([Attended(torch.zeros(()), torch.zeros(()))])
+    rows = [Attended(torch.randn(n, 7, 5), torch.randn(n, 7)) for n in (1, 2, 3)]
+    with pytest.raises(ValueError, match=r"parts\[2\] must .* broadcast with all parts before; got \(3, 7, 5\) and"):
+        merge(rows)

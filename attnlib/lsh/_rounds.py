@@ -5,6 +5,7 @@ never fill the memory and seldom leave the cache. Moving between the two orders 
 add to the same place, so results are the same every time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,10 +29,8 @@ def attend_rounds(query_key: Tensor, value: Tensor, rotations: Tensor, key_mask:
         real = key_mask[:, None].expand(batch, heads, tokens).flatten(0, 1)
     buckets = buckets.flatten(0, 1)  # (batch · heads, num_hashes, tokens)
     order = buckets.argsort(dim=-1, stable=True)
-    places = torch.arange(tokens, device=order.device).expand_as(order)
-    slot = order.scatter(-1, order, places)
-    buckets, order, slot = (t.to(torch.int32) for t in (buckets, order, slot))
-    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), buckets, order, slot, real, rule)
+    buckets, order = buckets.to(torch.int32), order.to(torch.int32)
+    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), buckets, order, real, rule)
     return output.unflatten(0, (batch, heads))
 
 
@@ -41,24 +40,21 @@ def lsh_forward(
     value: Tensor,
     buckets: Tensor,
     order: Tensor,
-    slot: Tensor,
     real: Tensor | None,
-    chunk_size: int,
-    num_buckets: int,
-    is_causal: bool,
-    count_once: bool,
-    across_buckets: bool,
+    sizes: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself."""
-    heads = Heads(query_key, value, buckets, order, slot, real)
-    layout = Layout.of(heads, Rule(chunk_size, num_buckets, is_causal, count_once, across_buckets, scale))
-    chunks, c, e = layout.group * layout.chunks, chunk_size, layout.value_dim
+    """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself.
+
+    ``sizes`` and ``scale`` are a packed ``Rule``.
+    """
+    layout = Layout.of(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
+    chunks, c, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.value_dim
     output = torch.empty_like(value, memory_format=torch.contiguous_format)
     logsumexp = value.new_empty(value.shape[:2], dtype=torch.promote_types(value.dtype, torch.float32))
     sums = layout.new(layout.num_hashes, chunks, c, e)  # Σ_j 2^(s_ij − top_i) v_j
     tops, totals = layout.new(2, layout.num_hashes, chunks, c, 1)  # top_i and Σ_j 2^(s_ij − top_i)
-    for group in layout.groups(heads):
+    for group in layout.groups():
         for r in range(layout.num_hashes):
             sorted_heads = group.sort(r)
             for first, last in group.blocks():
@@ -100,19 +96,13 @@ def lsh_backward(
     value: Tensor,
     buckets: Tensor,
     order: Tensor,
-    slot: Tensor,
     real: Tensor | None,
-    chunk_size: int,
-    num_buckets: int,
-    is_causal: bool,
-    count_once: bool,
-    across_buckets: bool,
+    sizes: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query_key and value."""
-    heads = Heads(query_key, value, buckets, order, slot, real)
-    layout = Layout.of(heads, Rule(chunk_size, num_buckets, is_causal, count_once, across_buckets, scale))
-    chunks, c, d, e = layout.group * layout.chunks, chunk_size, layout.head_dim, layout.value_dim
+    layout = Layout.of(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
+    chunks, c, d, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.head_dim, layout.value_dim
     grad_query_key, grad_value = torch.empty_like(query_key), torch.empty_like(value)
     # For each token: the gradient of its output, Σ gradient · output, log-sum-exp. Row 0 is for an empty place.
     d_output, inner, whole = (layout.new(1 + layout.group * layout.tokens, n) for n in (e, 1, 1))
@@ -121,7 +111,7 @@ def lsh_backward(
     d_key, d_value, d_query = layout.new(1 + chunks, c, d), layout.new(1 + chunks, c, e), layout.new(chunks, c, d)
     d_key[0] = d_value[0] = 0.0
     d_sorted, scratch = layout.new(layout.block * c, e), layout.new(layout.block, c, 2 * c)
-    for group in layout.groups(heads):
+    for group in layout.groups():
         which, total = group.heads, len(group.table)
         of_tokens = slice(1, 1 + total)
         d_output[of_tokens] = grad[which].flatten(0, 1)
@@ -149,8 +139,7 @@ def lsh_backward(
                 torch.bmm(d_scores, keys, out=d_query[first:last])
             for whole_grad, sorted_grad in ((as_key, d_key[1:]), (as_value, d_value[1:]), (as_query, d_query)):
                 for first, last in group.pieces():
-                    back = sorted_grad.flatten(0, 1).index_select(0, group.place[r, first:last])
-                    whole_grad[first:last].add_(back)
+                    whole_grad[first:last] += sorted_grad.flatten(0, 1).index_select(0, group.place[r, first:last])
         unit = group.table[:, :d]
         as_value += d_output[of_tokens] * (whole[of_tokens] == torch.inf)  # the output of a token alone is its value
         along = (unit * as_key).sum(-1, keepdim=True)
@@ -164,7 +153,7 @@ def lsh_backward(
 
 
 @lsh_forward.register_fake
-def _(query_key, value, buckets, order, slot, real, *rule):
+def _(query_key, value, *rest):
     dtype = torch.promote_types(value.dtype, torch.float32)
     output = torch.empty_like(value, memory_format=torch.contiguous_format)
     return output, value.new_empty(value.shape[:2], dtype=dtype)
@@ -175,34 +164,30 @@ def _(grad, output, logsumexp, query_key, value, *rest):
     return torch.empty_like(query_key), torch.empty_like(value)
 
 
-@lsh_forward.register_vmap
-def _(info, in_dims, *inputs):
-    outputs = lsh_forward(*_fold_into_heads(info.batch_size, in_dims, inputs))
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in outputs), (0, 0)
-
-
-@lsh_backward.register_vmap
-def _(info, in_dims, *inputs):
-    outputs = lsh_backward(*_fold_into_heads(info.batch_size, in_dims, inputs))
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in outputs), (0, 0)
-
-
-def _fold_into_heads(size: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> list[Any]:
+def _vmap(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     """Merge the axis that vmap maps over with the axis of heads, which comes first in every tensor."""
-    folded = []
-    for dim, value in zip(in_dims, inputs):
-        if isinstance(value, Tensor):
-            value = (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
-        folded.append(value)
-    return folded
+
+    def call(info, in_dims, *inputs):
+        size, folded = info.batch_size, []
+        for dim, value in zip(in_dims, inputs):
+            if isinstance(value, Tensor):
+                value = (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
+            folded.append(value)
+        return tuple(t.unflatten(0, (size, -1)) for t in operator(*folded)), (0, 0)
+
+    return call
+
+
+lsh_forward.register_vmap(_vmap(lsh_forward))
+lsh_backward.register_vmap(_vmap(lsh_backward))
 
 
 class _Rounds(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(query_key, value, buckets, order, slot, real, rule):
-        return lsh_forward(query_key, value, buckets, order, slot, real, *rule)
+    def forward(query_key, value, buckets, order, real, rule):
+        return lsh_forward(query_key, value, buckets, order, real, *rule.packed())
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -212,7 +197,7 @@ class _Rounds(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None, None, None, None
+        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None, None, None
 
 
 class _RoundsGradient(torch.autograd.Function):
@@ -221,8 +206,8 @@ class _RoundsGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, output, logsumexp, query_key, value, buckets, order, slot, real, rule):
-        return lsh_backward(grad, output, logsumexp, query_key, value, buckets, order, slot, real, *rule)
+    def forward(grad, output, logsumexp, query_key, value, buckets, order, real, rule):
+        return lsh_backward(grad, output, logsumexp, query_key, value, buckets, order, real, *rule.packed())
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):

@@ -18,31 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attnlib.lsh.hashing import numbers_at_a_time
+
 HUGE = 2.0**96  # exp2(−HUGE / 4) is 0 in every dtype, and 2**24 · HUGE is finite in float32
 LOG2_E = math.log2(math.e)
 MOST = 2**22  # upper limit of the codes
-SCORES = {"cpu": 2**18}  # scores in a block: what the cache of one core holds
-SCORES_ELSEWHERE = 2**23  # enough to keep an accelerator busy
 
 
 class Heads(NamedTuple):
-    """What LSH attention works on, with batch and heads as one axis.
+    """What LSH attention works on, with batch and heads as one axis; a real token is one that is not padding."""
 
-    Attributes:
-        query_key: (heads, tokens, head_dim).
-        value: (heads, tokens, value_dim).
-        buckets: integers (heads, num_hashes, tokens), the bucket of each token.
-        order: integers (heads, num_hashes, tokens), the token at each place of the sorted order.
-        slot: integers (heads, num_hashes, tokens), the place of each token in the sorted order.
-        real: boolean (heads, tokens), or None if there is no padding.
-    """
-
-    query_key: Tensor
-    value: Tensor
-    buckets: Tensor
-    order: Tensor
-    slot: Tensor
-    real: Tensor | None
+    query_key: Tensor  # (heads, tokens, head_dim)
+    value: Tensor  # (heads, tokens, value_dim)
+    buckets: Tensor  # integers (heads, num_hashes, tokens)
+    order: Tensor  # integers (heads, num_hashes, tokens), the token at each place of the sorted order
+    real: Tensor | None  # boolean (heads, tokens)
 
 
 class Rule(NamedTuple):
@@ -54,6 +44,10 @@ class Rule(NamedTuple):
     count_once: bool
     across_buckets: bool
     scale: float
+
+    def packed(self) -> tuple[list[int], float]:
+        """All fields in their order, as torch can put them into a graph."""
+        return [self.chunk_size, self.num_buckets, *map(int, self[2:5])], self.scale
 
     def codes(self, slot: Tensor, buckets: Tensor, span: int) -> tuple[Tensor, Tensor]:
         """Two codes of each token, (heads, num_hashes, tokens).
@@ -106,10 +100,10 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes that follow from the inputs and the rule, all fixed before anything is computed."""
+    """The inputs, the rule, and the sizes that follow from both, all fixed before anything is computed."""
 
+    inputs: Heads
     rule: Rule
-    num_heads: int
     num_hashes: int
     tokens: int
     head_dim: int
@@ -128,10 +122,10 @@ class Layout:
         chunks = -(-tokens // c)
         span = chunks * c + (rule.num_buckets + 2) * max(c, 2)
         dtype = torch.promote_types(heads.value.dtype, torch.float32) if span < MOST else torch.float64
-        block = max(1, SCORES.get(device.type, SCORES_ELSEWHERE) // (2 * c * c))
+        block = max(1, numbers_at_a_time(device) // (2 * c * c))
         group = min(num_heads, max(1, min(block // chunks, MOST // span)))
-        sizes = num_heads, num_hashes, tokens, heads.query_key.shape[-1], heads.value.shape[-1]
-        return cls(rule, *sizes, dtype, device, chunks, span, group, min(block, group * chunks))
+        sizes = num_hashes, tokens, heads.query_key.shape[-1], heads.value.shape[-1]
+        return cls(heads, rule, *sizes, dtype, device, chunks, span, group, min(block, group * chunks))
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -142,13 +136,11 @@ class Layout:
         size, stride = (len(rows) // c - 1, 2 * c, *rows.shape[1:]), (c * rows.stride(0), *rows.stride())
         return rows.as_strided(size, stride)
 
-    def groups(self, heads: Heads) -> Iterator["Group"]:
+    def groups(self) -> Iterator["Group"]:
         """Load one group of heads after another. They share their buffers, so finish with one before the next."""
         buffers = Buffers.of(self)
-        for first in range(0, self.num_heads, self.group):
-            some = slice(first, min(first + self.group, self.num_heads))
-            part = Heads._make(None if t is None else t[some] for t in heads)
-            yield Group.load(self, buffers, part, some)
+        for first, last in _ranges(len(self.inputs.order), self.group):
+            yield Group.load(self, buffers, slice(first, last))
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +181,8 @@ class Group:
     taken: Tensor  # (count, num_hashes, width): the row of the table for each place, 0 for an empty place
 
     @classmethod
-    def load(cls, layout: Layout, buffers: Buffers, heads: Heads, which: slice) -> "Group":
+    def load(cls, layout: Layout, buffers: Buffers, which: slice) -> "Group":
+        heads = Heads._make(None if t is None else t[which] for t in layout.inputs)
         count, c = len(heads.value), layout.rule.chunk_size
         query = heads.query_key.to(layout.dtype)
         norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)  # (count, tokens, 1)
@@ -202,16 +195,18 @@ class Group:
             table.masked_fill_(hidden, 0.0)
             norm, inverse = norm.masked_fill(hidden, 0.0), inverse.masked_fill(hidden, 0.0)
         norm = F.pad((norm * (layout.rule.scale * LOG2_E)).flatten(), (1, 0))
+        places = torch.arange(layout.tokens, dtype=heads.order.dtype, device=layout.device).expand_as(heads.order)
+        slot = places.new_empty(places.shape).scatter_(-1, heads.order.long(), places)  # where each token is
         far = 2.0 * (layout.group + 1) * layout.span  # the code of padding and of empty places
-        own_codes, codes = (
-            (code if heads.real is None else code.masked_fill(~heads.real[:, None], far))
-            for code in (code.to(layout.dtype) for code in layout.rule.codes(heads.slot, heads.buckets, layout.span))
-        )
-        own_codes, codes = (
-            F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=far) * HUGE for code in (own_codes, codes)
-        )
+
+        def padded(code: Tensor) -> Tensor:
+            code = code.to(layout.dtype)
+            code = code if heads.real is None else code.masked_fill(~heads.real[:, None], far)
+            return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=far) * HUGE
+
+        own_codes, codes = map(padded, layout.rule.codes(slot, heads.buckets, layout.span))
         first, width = torch.arange(count, device=layout.device)[:, None, None], layout.chunks * c
-        place = (heads.slot + first * width).transpose(0, 1).flatten(1)
+        place = (slot + first * width).transpose(0, 1).flatten(1)
         taken = F.pad(heads.order + (1 + first * layout.tokens), (0, width - layout.tokens))
         return cls(layout, buffers, which, heads.real, norm, inverse.flatten()[:, None], own_codes, codes, place, taken)
 
@@ -240,15 +235,6 @@ class Group:
         return Round(self, rows, self.norm[rows[c:]].view(-1, c, 1), query_codes, key_codes)
 
 
-class Block(NamedTuple):
-    """Some chunks of a round, in buffers that the next block overwrites."""
-
-    scores: Tensor  # (chunks, c, 2c), times log2 e; at most −HUGE/8 for hidden pairs
-    query: Tensor  # (chunks, c, head_dim), scaled
-    keys: Tensor  # (chunks, 2c, head_dim), of length 1
-    values: Tensor  # (chunks, 2c, value_dim)
-
-
 class Round(NamedTuple):
     """A group of heads in the sorted order of one round, behind an empty chunk for the first one to look back to."""
 
@@ -258,8 +244,12 @@ class Round(NamedTuple):
     query_codes: Tensor  # (1 + earlier rounds, chunks, c, 1)
     key_codes: list[Tensor]  # for this round and each earlier one (chunks, 1, 2c)
 
-    def block(self, first: int, last: int) -> Block:
-        """Queries, keys, values and scores of the chunks first … last − 1."""
+    def block(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The chunks first … last − 1, in buffers that the next block overwrites.
+
+        Scores (chunks, c, 2c), times log2 e, at most −HUGE/8 for hidden pairs; scaled queries (chunks, c, head_dim);
+        keys of length 1 (chunks, 2c, head_dim); values (chunks, 2c, value_dim).
+        """
         buffers, rule, count = self.group.buffers, self.group.layout.rule, last - first
         c = rule.chunk_size
         rows = self.rows[first * c : (last + 1) * c]
@@ -272,7 +262,7 @@ class Round(NamedTuple):
             return torch.sub(self.key_codes[i][first:last], self.query_codes[i, first:last], out=out)
 
         penalty = rule.penalty(gap(0), map(gap, range(1, len(self.key_codes))))
-        return Block(penalty.baddbmm_(query, keys.mT, beta=-1), query, keys, values)
+        return penalty.baddbmm_(query, keys.mT, beta=-1), query, keys, values
 
 
 def _ranges(total: int, size: int) -> Iterator[tuple[int, int]]:

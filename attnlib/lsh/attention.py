@@ -43,7 +43,7 @@ def lsh_attention(
     give the same outputs as the whole.
 
     Args:
-        query_key: (batch, heads, tokens, head_dim), any number of tokens. The key of a zero vector is zero.
+        query_key: (batch, heads, tokens, head_dim). The key of a zero vector is zero.
         value: (batch, heads, tokens, value_dim).
         rotations: (heads or 1, num_hashes, head_dim, num_buckets // 2), from ``random_rotations``.
         chunk_size: number of sorted tokens in a chunk.
@@ -52,8 +52,8 @@ def lsh_attention(
             token sees it, and its output and its gradient are zero.
         count_once: count a key once even if several rounds show it, so the output approaches full attention as the
             number of rounds grows. If False, it counts once per round that shows it, as in most implementations, and
-            the limit is different. The paper subtracts log N_ij from the scores, where N_ij is the number of rounds in
-            which i sees j; here, a pair is dropped from all rounds after the first, which gives the same output.
+            the limit is different. (The paper subtracts log N_ij from the scores, where N_ij counts the rounds in which
+            i sees j; here, only the first of them shows the pair, which gives the same output.)
         across_buckets: ignore the buckets after sorting, so that the chunks alone decide.
         scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. For the paper's formula, pass
             ``head_dim ** -0.5``.

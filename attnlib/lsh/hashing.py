@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_count, check_shape, check_tensor
+from attnlib._validate import check_counts, check_device, check_shape, check_tensor
 from attnlib.attend import without_autocast
 
-PROJECTED = {"cpu": 2**18}  # projections at a time: what the cache of one core holds
-PROJECTED_ELSEWHERE = 2**23  # enough to keep an accelerator busy
+
+def numbers_at_a_time(device: torch.device) -> int:
+    """How many projections or scores to hold: what the cache of one core holds, or what keeps an accelerator busy."""
+    return 2**18 if device.type == "cpu" else 2**23
 
 
 def random_rotations(
@@ -30,10 +32,10 @@ def random_rotations(
         num_buckets: number of buckets; even, because each direction gives one bucket and its opposite another.
         num_hashes: number of rounds, each with its own directions.
         num_heads: number of heads with their own directions; 1 means that all heads share them.
-        generator: source of the numbers; default: a fresh generator with seed 0, so every call returns the same
-            directions. Pass ``torch.default_generator`` to draw from PyTorch's global generator.
+        generator: source of the numbers, which are drawn on its device; default: a fresh one with seed 0, so every call
+            returns the same directions. Pass ``torch.default_generator`` for PyTorch's global generator.
         dtype: floating-point dtype of the result; default: PyTorch's default dtype.
-        device: device of the result; default: the generator's. The numbers are always drawn on the generator's device.
+        device: device of the result; default: the generator's.
 
     Returns:
         (num_heads, num_hashes, head_dim, num_buckets // 2).
@@ -48,19 +50,13 @@ def random_rotations(
     >>> random_rotations(head_dim=5, num_buckets=6, num_hashes=2, num_heads=7).shape
     torch.Size([7, 2, 5, 3])
     """
-    check_count("head_dim", head_dim)
-    check_count("num_buckets", num_buckets)
-    check_count("num_hashes", num_hashes)
-    check_count("num_heads", num_heads)
+    check_counts(head_dim=head_dim, num_buckets=num_buckets, num_hashes=num_hashes, num_heads=num_heads)
     if num_buckets % 2:
-        raise ValueError(
-            f"num_buckets must be even, one for each direction and one for its opposite; got {num_buckets}"
-        )
-    dtype = torch.get_default_dtype() if dtype is None else dtype
+        raise ValueError(f"num_buckets must be even: each direction gives two; got {num_buckets}")
+    dtype = dtype or torch.get_default_dtype()
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
-    if generator is None:
-        generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator; got {type(generator).__name__}")
     shape = (num_heads, num_hashes, head_dim, num_buckets // 2)
@@ -108,8 +104,7 @@ def find_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     dtype = torch.promote_types(torch.promote_types(vectors.dtype, rotations.dtype), torch.float32)
     side_by_side = rotations.to(dtype).transpose(1, 2).flatten(2).expand(heads, -1, -1)  # (heads, head_dim, …)
     vectors, head = vectors.flatten(0, 1), torch.arange(batch * heads, device=vectors.device) % heads
-    budget = PROJECTED.get(vectors.device.type, PROJECTED_ELSEWHERE)
-    rows = max(1, budget // (num_hashes * half))  # tokens at a time, over as many heads as that allows
+    rows = max(1, numbers_at_a_time(vectors.device) // (num_hashes * half))  # tokens at a time
     group = max(1, rows // max(tokens, 1))
     for start in range(0, batch * heads, group):
         some = slice(start, start + group)
@@ -165,5 +160,4 @@ def check_rotations(rotations: Tensor, vectors: Tensor, name: str) -> None:
             f"rotations must have shape (heads={heads} or 1, num_hashes, head_dim={head_dim}, num_buckets // 2), "
             f"with at least one hash and 2 buckets; got {shape}"
         )
-    if rotations.device != vectors.device:
-        raise ValueError(f"rotations must be on the device of {name}, {vectors.device}; got {rotations.device}")
+    check_device("rotations", rotations, name, vectors.device)

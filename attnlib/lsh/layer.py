@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from attnlib._validate import check_bool, check_count, check_input, check_key_mask
+from attnlib._validate import check_bool, check_counts, check_divisible, check_input
+from attnlib.attend import hide_padding
 from attnlib.lsh._rounds import attend_rounds
 from attnlib.lsh._sorted import Rule
 from attnlib.lsh.hashing import random_rotations
+from attnlib.multi_head import _split_heads
 
 
 class LSHSelfAttention(nn.Module):
@@ -37,10 +39,8 @@ class LSHSelfAttention(nn.Module):
         rotations: buffer (num_heads, num_hashes, head_dim, num_buckets // 2), kept in the ``state_dict``.
 
     Raises:
-        TypeError: a size is not an int, or ``is_causal`` or ``qkv_bias`` is not a bool; in ``forward``, x is not a
-            floating-point tensor, or ``key_mask`` is not boolean.
-        ValueError: a size is less than 1, d_out is not divisible by ``num_heads``, or ``num_buckets`` is odd; in
-            ``forward``, the shape of x or ``key_mask`` does not fit.
+        TypeError, ValueError: a size is not a positive int, d_out is not divisible by ``num_heads``, ``num_buckets`` is
+            odd, or an option is not a bool; in ``forward``, x or ``key_mask`` is of the wrong kind or shape.
 
     Source: Kitaev et al. 2020, "Reformer", section 2.
 
@@ -63,17 +63,12 @@ class LSHSelfAttention(nn.Module):
         qkv_bias: bool = False,
     ) -> None:
         super().__init__()
-        check_count("d_in", d_in)
-        check_count("d_out", d_out)
-        check_count("num_heads", num_heads)
-        check_count("chunk_size", chunk_size)
+        check_counts(d_in=d_in, d_out=d_out, num_heads=num_heads, chunk_size=chunk_size)
         check_bool("is_causal", is_causal)
         check_bool("qkv_bias", qkv_bias)
-        if d_out % num_heads:
-            raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")
+        check_divisible(d_out, num_heads)
         self.d_in, self.num_heads, self.chunk_size, self.is_causal = d_in, num_heads, chunk_size, is_causal
-        self.W_query_key = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_query_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(2))
         self.out_proj = nn.Linear(d_out, d_out)
         rotations = random_rotations(
             d_out // num_heads, num_buckets, num_hashes, num_heads=num_heads, generator=torch.default_generator
@@ -93,15 +88,9 @@ class LSHSelfAttention(nn.Module):
         real token sees it, its own output is ``out_proj``'s bias, and its gradient is zero.
         """
         check_input(x, self.d_in)
-        if key_mask is not None:
-            check_key_mask(key_mask, x)
-            x = x.masked_fill(~key_mask[..., None], 0.0)  # 0 · NaN would reach the gradients of the weights
-        batch = x if x.ndim == 3 else x[None]
-        mask = key_mask if key_mask is None or x.ndim == 3 else key_mask[None]
-        query_key, value = (
-            linear(batch).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (batch, num_heads, tokens, head_dim)
-            for linear in (self.W_query_key, self.W_value)
-        )
+        x = hide_padding(x, key_mask)[0]
+        rows, mask = (t if t is None or x.ndim == 3 else t.unsqueeze(0) for t in (x, key_mask))
+        query_key, value = (_split_heads(linear(rows), self.num_heads) for linear in (self.W_query_key, self.W_value))
         rule = Rule(self.chunk_size, 2 * self.rotations.shape[-1], self.is_causal, True, False, scale=1.0)
         heads = attend_rounds(query_key, value, self.rotations, mask, rule)  # (batch, num_heads, tokens, head_dim)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
