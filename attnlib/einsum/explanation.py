@@ -27,8 +27,7 @@ class Product(NamedTuple):
     value: float | complex
 
 
-@dataclass(frozen=True, repr=False)
-class Trace:
+class Trace(NamedTuple):
     """The products that are added up into one cell of the output."""
 
     cell: str
