@@ -208,17 +208,32 @@ class MultiHeadAttention(nn.Module):
     def _qkv(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
         return self.W_query, self.W_key, self.W_value
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, key_mask: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
         """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``.
 
-        The context vectors of padding are what ``out_proj`` makes of zeros.
+        With ``context`` (…, context tokens, d_in), queries come from x, and keys and values from ``context``: this is
+        cross-attention, it needs ``is_causal=False``, and ``key_mask`` then marks the real tokens of ``context``. The
+        context vectors of padding in x are what ``out_proj`` makes of zeros.
         """
         check_input(x, self.d_in, self.context_length)
-        x, mask, padding = hide_padding(x, key_mask)
-        query, key, value = (_split_heads(linear(x), self.num_heads) for linear in self._qkv())
+        source, mask, padding = hide_padding(x if context is None else self._checked(context, x), key_mask)
+        if context is None:
+            x = source
+        query = _split_heads(self.W_query(x), self.num_heads)
+        key, value = (_split_heads(linear(source), self.num_heads) for linear in (self.W_key, self.W_value))
         mask = None if mask is None else mask.unsqueeze(-3)  # (…, 1, 1, tokens)
         heads = fused_attention(query, key, value, mask, self.is_causal, None, active_dropout(self.dropout))
+        padding = padding if context is None else None
         return self.out_proj(blank(heads.transpose(-2, -3).flatten(-2), padding))  # from (…, tokens, d_out)
+
+    def _checked(self, context: Tensor, x: Tensor) -> Tensor:
+        check_tensor("context", context)
+        if context.ndim != x.ndim or context.shape[-1] != self.d_in or context.shape[:-2] != x.shape[:-2]:
+            expected = ", ".join([*map(str, x.shape[:-2]), "context tokens", f"d_in={self.d_in}"])
+            raise ValueError(f"context must have shape ({expected}); got {tuple(context.shape)}")
+        if self.is_causal:
+            raise ValueError("context needs is_causal=False: its tokens are neither before nor after those of x")
+        return context
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from attnlib.attend import attend
 from attnlib.causal import CausalAttention
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from largest_tensor import LargestTensor
@@ -284,3 +285,37 @@ def test_errors_of_splitting_and_joining():
         join_heads(torch.zeros(2, 5))
     with pytest.raises(TypeError, match="x must have a floating-point dtype; got torch.int64"):
         join_heads(torch.zeros(2, 5, 3, dtype=torch.int64))
+
+
+def cross_layer():
+    torch.manual_seed(3)
+    return MultiHeadAttention(5, 6, 11, 0.0, 3, is_causal=False)
+
+
+def test_cross_attention_takes_queries_from_x_and_keys_and_values_from_context():
+    layer, x, context = cross_layer(), torch.randn(2, 7, 5), torch.randn(2, 13, 5)
+    query, key, value = (
+        split_heads(linear(t), 3)
+        for linear, t in ((layer.W_query, x), (layer.W_key, context), (layer.W_value, context))
+    )
+    expected = layer.out_proj(join_heads(attend(query, key, value).output))
+    torch.testing.assert_close(layer(x, context=context), expected)
+    torch.testing.assert_close(layer(x, context=x), layer(x))
+    torch.testing.assert_close(layer(x[0], context=context[0]), expected[0])
+
+
+def test_cross_attention_ignores_padding_of_its_context():
+    layer, x, context = cross_layer(), torch.randn(2, 7, 5), torch.randn(2, 13, 5)
+    real = torch.arange(13) < torch.tensor([[9], [13]])
+    broken = context.masked_fill(~real[..., None], torch.nan)
+    torch.testing.assert_close(layer(x, real, context=broken)[0], layer(x[:1], context=context[:1, :9])[0])
+
+
+def test_cross_attention_says_what_does_not_fit():
+    x, context = torch.randn(2, 7, 5), torch.randn(2, 13, 5)
+    with pytest.raises(ValueError, match="context needs is_causal=False"):
+        MultiHeadAttention(5, 6, 11, 0.0, 3)(x, context=context)
+    with pytest.raises(ValueError, match=r"context must have shape \(2, context tokens, d_in=5\); got \(3, 13, 5\)"):
+        cross_layer()(x, context=context[[0, 1, 1]])
+    with pytest.raises(ValueError, match="d_in=5"):
+        cross_layer()(x, context=context[..., :4])
