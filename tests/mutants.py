@@ -146,18 +146,18 @@ def kill_table(equivalent: dict[str, dict[str, str]]) -> str:
     return head + "\n".join(rows) + f"\n| | **all {len(rows)}** | **{total[0]}** | **{total[1]}** |"
 
 
-def between(text: str) -> str:
-    """The table that a document holds now."""
-    return text.partition(START)[2].partition(END)[0].strip()
+def with_table(text: str, table: str) -> str:
+    """The text, with this table between the markers if it has them."""
+    before, start, rest = text.partition(START)
+    return f"{before}{START}\n{table}\n{END}{rest.partition(END)[2]}" if start else text
 
 
 if __name__ == "__main__":
     from equivalent_mutants import EQUIVALENT
 
     table, readme = kill_table(EQUIVALENT), ROOT / "README.md"
-    readme.write_text(readme.read_text("utf-8").replace(between(readme.read_text("utf-8")), table), "utf-8")
+    readme.write_text(with_table(readme.read_text("utf-8"), table), "utf-8")
     notebook = nbformat.read(ROOT / "notebooks" / "00_start_here.ipynb", as_version=4)
-    for cell in notebook.cells:
-        if START in cell.source:
-            cell.source = cell.source.replace(between(cell.source), table)
+    for cell in (cell for cell in notebook.cells if START in cell.source):
+        cell.source = with_table(cell.source, table)
     nbformat.write(notebook, ROOT / "notebooks" / "00_start_here.ipynb")

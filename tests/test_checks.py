@@ -1,5 +1,6 @@
 """Every check passes its own reference, names every mistake in its table, and rejects every mechanical mutant."""
 
+import json
 import math
 
 import einops
@@ -9,7 +10,7 @@ import torch
 from attnlib.checks import Verdict
 from attnlib.checks.exercise import Exercise, draw
 from equivalent_mutants import EQUIVALENT
-from mutants import exercises, mutants
+from mutants import ROOT, exercises, kill_table, mutants, with_table
 
 CHECKS = exercises()
 every_check = pytest.mark.parametrize("name", CHECKS)
@@ -18,9 +19,8 @@ every_check = pytest.mark.parametrize("name", CHECKS)
 @every_check
 def test_the_reference_passes(name):
     check = CHECKS[name]
-    verdict = check(check.reference)
-    assert verdict.passed
-    assert verdict.message == check.success
+    assert check(check.reference) == Verdict("✓", check.success)
+    assert check.accepts(check.reference)
 
 
 @every_check
@@ -33,8 +33,15 @@ def test_each_named_mistake_is_rejected_by_its_own_sentence(name):
 
 @every_check
 def test_mutants_of_the_reference_are_rejected_but_for_those_that_change_nothing(name):
-    accepted = {source for source, mutant in mutants(CHECKS[name].reference) if CHECKS[name](mutant).passed}
+    accepted = {source for source, mutant in mutants(CHECKS[name].reference) if CHECKS[name].accepts(mutant)}
     assert accepted == set(EQUIVALENT.get(name, {}))
+
+
+def test_the_published_tables_hold_these_counts():
+    table = kill_table(EQUIVALENT)
+    notebook = json.loads((ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8"))
+    for text in ((ROOT / "README.md").read_text(encoding="utf-8"), *("".join(c["source"]) for c in notebook["cells"])):
+        assert text == with_table(text, table), "run python tests/mutants.py"
 
 
 def test_there_are_as_many_mutants_and_named_mistakes_as_we_say():
@@ -55,9 +62,7 @@ ROW_SUMS = Exercise(
     [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),), (torch.ones(1, 3),)],
     """
     x.sum(0)  # You summed the columns.
-    x.mean(-1)  # This is the mean of each row:
-        # add, and do not divide.
-    x.sum(-1) / x.shape[-1]
+    x.mean(-1); x.sum(-1) / x.shape[-1]  # This is the mean of each row: add, and do not divide.
     """,
     "Right.",
     forbidden=("cumsum",),

@@ -8,6 +8,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from attnlib.checks.causal import causal_weights  # noqa: F401 (a table uses it)
 from attnlib.checks.exercise import Exercise, draw
 from attnlib.einsum import explain_einsum
 
@@ -46,33 +47,33 @@ def by_its_numbers(answer: Callable[[], str]) -> Callable:
     return run
 
 
+def _quoted(names: Sequence[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
+
+
 def wrong_equations(inputs: Sequence[Sequence[str]], output: Sequence[str]) -> dict[str, Callable]:
     """Every other output, and every way to call a shared axis by two names, with the sentence that names it."""
 
     def written(names: Sequence[Sequence[str]], axes: Sequence[str]) -> str:
         return f"{', '.join(' '.join(operand) for operand in names)} -> {' '.join(axes)}".strip()
 
-    def quoted(names: Sequence[str]) -> str:
-        return " and ".join(f"`{name}`" for name in names)
-
     def sentence(axes: Sequence[str]) -> str:
         kept, lost = [a for a in axes if a not in output], [a for a in output if a not in axes]
         if not kept and not lost:
             return f"The axes are right, but their order is not: the output is ({', '.join(output)})."
-        faults = [f"{quoted(kept)} must be summed, so leave {'it' if len(kept) == 1 else 'them'} out on the right"]
-        faults = faults * bool(kept) + [f"{quoted(lost)} must be kept: a name missing on the right is summed"] * bool(
-            lost
-        )
-        return f"In the words of the exercise, you wrote `{written(inputs, axes)}`. But {', and '.join(faults)}."
+        summed = f"{_quoted(kept)} must be summed, so leave {'it' if len(kept) == 1 else 'them'} out on the right"
+        missing = f"{_quoted(lost)} must be kept: a name missing on the right is summed"
+        faults = ", and ".join([summed] * bool(kept) + [missing] * bool(lost))
+        return f"In the words of the exercise, you wrote `{written(inputs, axes)}`. But {faults}."
 
     every = list(dict.fromkeys(itertools.chain(*inputs)))
     others = (axes for count in range(len(every) + 1) for axes in itertools.permutations(every, count))
     equations = {sentence(axes): written(inputs, axes) for axes in others if axes != tuple(output)}
-    shared = [name for name in inputs[0] if name in inputs[-1]] if len(inputs) > 1 else []
+    shared = [name for name in inputs[0] if name in inputs[-1] and len(inputs) > 1]
     for split in (split for count in (1, 2) for split in itertools.combinations(shared, count)):
         second = [f"other_{name}" if name in split else name for name in inputs[-1]]
         for axes, also in ((output, ""), (output[::-1], f" The output is ({', '.join(output)}).")):
-            words = f"{quoted(split)} must have the same name in A and in B. Two names are summed separately.{also}"
+            words = f"{_quoted(split)} must have the same name in A and in B. Two names are summed separately.{also}"
             equations[words] = written([*inputs[:-1], second], axes)
     return {words: lambda equation=equation: equation for words, equation in equations.items()}
 
@@ -90,29 +91,20 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("btm,hmd->bthd", x, weight)
 
 
-def products(x: Tensor, W_query: Tensor, W_key: Tensor, size: float) -> Tensor:
-    return torch.einsum("bqhd,bkhd->bhqk", project(x, W_query), project(x, W_key)) / size**0.5
-
-
 def attention(
     x: Tensor,
     W_query: Tensor,
     W_key: Tensor,
     W_value: Tensor,
-    *,
-    scores: str = "bqhd,bkhd->bhqk",
-    size: float | None = None,
     weigh: Callable[[Tensor], Tensor] = lambda scores: scores.softmax(-1),
+    size: float | None = None,
+    scores: str = "bqhd,bkhd->bhqk",
     output: str = "bhqk,bkhd->bqhd",
 ) -> Tensor:
     """Attention with one thing changed. The scores are divided by √size, by default √d."""
     query, key, value = (project(x, weight) for weight in (W_query, W_key, W_value))
     size = W_query.shape[-1] if size is None else size
     return torch.einsum(output, weigh(torch.einsum(scores, query, key) / size**0.5), value)
-
-
-def without_future(scores: Tensor) -> Tensor:
-    return scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf).softmax(-1)
 
 
 def one_name_too_few(answer: Callable) -> Callable:
@@ -170,25 +162,15 @@ check_head_output = Exercise(
     out(pattern, value)  # The heads are not joined yet: rearrange to batch q (heads d).
     out(pattern, value, "bhqk,bkhd->bhqd")  # Heads come before tokens, and are not joined: batch q (heads d).
     rearrange(out(pattern, value), "b q h d -> b q (d h)")  # Head 0 fills the first d columns: (heads d).
-    rearrange(out(pattern, value), "b q h d -> b h (q d)")  # Queries and d are joined: join heads and d, (heads d).
     rearrange(out(pattern, value), "b q h d -> b (q h) d")  # Queries and heads are joined: join heads and d, (heads d).
-    rearrange(out(pattern, value), "b q h d -> (b h) q d")  # Batch and heads are joined: join heads and d, (heads d).
-    rearrange(out(pattern, value), "b q h d -> b (h d) q")  # The tokens come last: batch q (heads d).
     out(pattern, value, "bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # Move q before heads, then merge.
-    (pattern @ value).transpose(1, 2).flatten(2)  # @ needs value as (batch, heads, seq_k, d): use einsum.
     joined(pattern, value, "bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
     joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
     joined(pattern, value, "bhqk,bkgd->bqgd")  # heads needs one name: here the weights of all heads are summed.
     joined(pattern, value, "bhqk,bkgd->bqhd")  # heads needs one name: here the values of all heads are summed.
-    joined(pattern, value, "bhqk,ckhd->bqhd")  # batch needs one name: here all values are summed.
     out(pattern, value, "bhqk,bkhd->bqd")  # The heads are added up: they belong on the right of the arrow too.
-    out(pattern, value, "bhqk,bkhd->bqh")  # d is added up: it belongs on the right of the arrow too.
-    joined(pattern, value, "bhqk,bkhd->qhd")  # The batch is added up: it belongs on the right of the arrow too.
-    rearrange(out(pattern, value, "bhqk,bkhd->bqkhd"), "b q k h d -> b q (k h d)")  # seq_k must be summed.
     joined(pattern.softmax(-1), value)  # The pattern has its softmax already: a second one evens out the weights.
-    joined(pattern, value) / value.shape[-1] ** 0.5  # The scale belongs to the scores, before the softmax: leave it
-        # out.
-    value.flatten(2)  # These are the values: average them with the pattern.
+    joined(pattern, value) / value.shape[-1] ** 0.5  # The scale belongs to the scores, before the softmax.
     """,
     "Right: seq_k is summed, heads and d share the last axis.",
 )
@@ -210,47 +192,22 @@ check_einsum_attention = Exercise(
     """
     attention(x, W_query, W_key, W_value, size=1)  # The scale is missing: divide the scores by √d before softmax.
     attention(x, W_query, W_key, W_value, size=x.shape[-1])  # The scale is √d_model: it must be √d.
-    attention(x, W_query, W_key, W_value, size=W_query[:, 0].numel())  # The scale counts all heads: it must be √d.
     attention(x, W_query, W_key, W_value, size=len(W_query))  # The scale is √heads: it must be √d.
     attention(x, W_query, W_key, W_value, size=x.shape[1])  # The scale is √tokens: it must be √d.
     attention(x, W_query, W_key, W_value, size=W_query.shape[-1] ** 2)  # The scores are divided by d: take its root.
-    attention(x, W_query, W_key, W_value, size=1 / W_query.shape[-1])  # The scores are multiplied by √d: divide.
-    attention(x, W_query, W_key, W_value, size=1) / W_query.shape[-1] ** 0.5  # The scale belongs before the softmax.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-2))  # Softmax runs over queries: use dim=-1.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(1))  # Softmax runs over heads: use dim=-1.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s)  # Softmax is missing: scores are not weights.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s.exp() / s.exp().sum(-1, True))  # exp overflows: use
-        # softmax.
-    attention(x, W_query, W_key, W_value, weigh=lambda s: s).softmax(-1)  # Take softmax of the scores, not of the
-        # output.
-    attention(x, W_query, W_key, W_value, weigh=without_future)  # The future is hidden: full attention has no mask.
-    F.scaled_dot_product_attention(project(x, W_query), project(x, W_key), project(x, W_value))  # Here heads attend to
-        # heads: the scores are (batch, heads, q, k).
+    attention(x, W_query, W_key, W_value, lambda s: s.softmax(-2))  # Softmax runs over queries: use dim=-1.
+    attention(x, W_query, W_key, W_value, lambda s: s.softmax(1))  # Softmax runs over heads: use dim=-1.
+    attention(x, W_query, W_key, W_value, lambda s: s.exp() / s.exp().sum(-1, True))  # exp overflows: use softmax.
+    attention(x, W_query, W_key, W_value, causal_weights)  # The future is hidden: full attention has no mask.
     attention(x, W_key, W_query, W_value)  # Query and key are swapped.
     attention(x, W_query, W_value, W_key)  # Key and value are swapped.
-    attention(x, W_query, W_key, W_key)  # The pattern averages the keys: it must average the values.
-    attention(x, W_query, W_query, W_value)  # Queries meet queries: the keys come from W_key.
-    attention(x, W_query, W_key, W_value, scores="bqhd,bkhe->bhqk")  # d needs one name in the scores.
     attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # heads needs one name in the scores.
     attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # heads needs one name in the output.
-    attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqgd")
     attention(x, W_query, W_key, W_value, output="bhqk,blhd->bqhd")  # The keys need one name in the output.
-    attention(x, W_query, W_key, W_value, output="bhkq,bkhd->bqhd")  # The pattern is (batch heads q k).
-    attention(x, W_query, W_key, W_value, scores="bthd,bthd->bht", output="bht,bthd->bthd")  # Each query meets only its
-        # own key: one axis of x, tokens, needs two names, one for queries and one for keys.
-    attention(x.sum(-1, True), *(weight.sum(1, True) for weight in (W_query, W_key, W_value)))  # d_model needs one
-        # name.
-    attention(x, W_query.mT, W_key.mT, W_value.mT)  # Read each weight as (heads, d_model, d).
+    F.scaled_dot_product_attention(*(project(x, w) for w in (W_query, W_key, W_value)))  # Here heads attend to heads.
+    attention(x, W_query, W_key, W_value, scores="bthd,bthd->bht", output="bht,bthd->bthd")  # tokens needs two names.
     attention(x, W_query, W_key, W_value).transpose(1, 2)  # The heads come before the tokens: batch tokens heads d.
-    attention(x, W_query, W_key, W_value).mT  # heads and d are swapped: batch tokens heads d.
     attention(x, W_query, W_key, W_value).flatten(2)  # The heads are joined: here they keep their axis.
-    attention(x, W_query, W_key, W_value).sum(2)  # The heads are added up: they belong on the right of the arrow too.
-    products(x, W_query, W_key, 1)  # These are the scores: scale, softmax and values are still to come.
-    products(x, W_query, W_key, W_query.shape[-1])  # These are the scaled scores: softmax and values are still to come.
-    products(x, W_query, W_key, W_query.shape[-1]).softmax(-1)  # This is the pattern: average the values with it.
-    project(x, W_query)  # These are the queries: scores, pattern and output are still to come.
-    project(x, W_value)  # These are the values: average them with the pattern.
     """,
     "Right: projections, scores, pattern and output, each in one line.",
     forbidden=("view", "permute", "matmul"),

@@ -6,7 +6,8 @@ import inspect
 import linecache
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,15 +61,12 @@ class Exercise:
         doc: what the function must do, with shapes. It becomes the docstring.
         reference: the right answer. Its parameters are the names that the mistakes use.
         cases: tuples of arguments, of unequal sizes, so that a mixed-up axis shows. Ordinary numbers first.
-        mistakes: a table as text. Each line is an expression in the reference's parameters that makes a mistake, and a
-            comment that names it. The comment may go on in the lines below; an expression without one shares that of
-            the expression above. Names come from the reference's module. A mapping of sentences to functions works
-            too. The first mistake that fits is named.
+        mistakes: a table as text. Each line has expressions that make a mistake, separated by semicolons, and a comment
+            that names it. Or a mapping of sentences to functions. The first mistake that fits is named.
         success: what a learner reads when everything is right.
         forbidden: names of functions that the exercise asks the learner to write without.
         chance: what to say if two calls give two results.
-        adapt: makes the function that is run on the cases, if that is not the learner's own. The reference and the
-            mistakes go through it as well.
+        adapt: turns any answer, reference and mistakes included, into the function that is run on the cases.
         describe: says in words what is special about a case. Default: the shapes of its tensors.
     """
 
@@ -87,9 +85,9 @@ class Exercise:
     ) -> None:
         self.__doc__ = doc
         self.reference, self.cases, self.success = reference, list(cases), success
-        self.forbidden, self.chance, self.adapt, self.describe = tuple(forbidden), chance, adapt, describe
-        self.solve = adapt(reference)
-        self._mistakes = mistakes
+        self.forbidden, self.chance, self.adapt = tuple(forbidden), chance, adapt
+        self._mistakes, self._describe = mistakes, describe
+        self._made: dict[tuple[Mistake, int], Tensor | None] = {}
 
     @functools.cached_property
     def mistakes(self) -> list[Mistake]:
@@ -97,16 +95,46 @@ class Exercise:
             return [Mistake(sentence, "", function) for sentence, function in self._mistakes.items()]
         names = IN_EVERY_TABLE | self.reference.__globals__
         parameters = ", ".join(inspect.signature(self.reference).parameters)
+        rows = (line.strip().partition("  # ") for line in self._mistakes.splitlines() if line.strip())
         return [
             Mistake(sentence, code, eval(f"lambda {parameters}: {code}", dict(names)))
-            for sentence, code in _rows(self._mistakes)
+            for codes, _, sentence in rows
+            for code in codes.split("; ")
         ]
+
+    @functools.cached_property
+    def wanted(self) -> list:
+        """The right result of each case."""
+        with torch.random.fork_rng(devices=[]):  # a seed that the reference sets must not help the answer
+            return [self.adapt(self.reference)(*_copied(inputs)) for inputs in self.cases]
+
+    def made(self, mistake: Mistake, case: int) -> Tensor | None:
+        """What a mistake gives for a case, if it runs at all. It is computed once."""
+        if (mistake, case) not in self._made:
+            try:
+                self._made[mistake, case] = _tensor(self.adapt(mistake.function)(*_copied(self.cases[case])))
+            except Exception:  # a mistake that cannot even run on a case is not the one that was made
+                self._made[mistake, case] = None
+        return self._made[mistake, case]
+
+    def described(self, case: int) -> str:
+        if self._describe:
+            return self._describe(*self.cases[case])
+        names = inspect.signature(self.adapt(self.reference)).parameters
+        tensors = [(name, x) for name, x in zip(names, self.cases[case]) if isinstance(x, Tensor)]
+        return " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors) or str(self.cases[case])
 
     def __call__(self, answer: Callable) -> Verdict:
         if not callable(answer):
             return Verdict("✗", f"Pass the function itself, without calling it; this is a {type(answer).__name__}.")
         with torch.random.fork_rng(devices=[]):
             return _Judge(self, answer).verdict()
+
+    def accepts(self, answer: Callable) -> bool:
+        """Whether the answer passes. It stops at the first wrong result, and does not look for the mistake."""
+        with torch.random.fork_rng(devices=[]):
+            judge = _Judge(self, answer)
+            return all(judge.is_right(case, judge.result(case)) for case in range(len(self.cases)))
 
 
 class _Judge:
@@ -116,113 +144,93 @@ class _Judge:
         self.exercise, self.answer = exercise, answer
         self.name = getattr(answer, "__name__", type(answer).__name__)
         self.run = exercise.adapt(answer)
+        self.unwritten = Verdict("○", f"Not written yet: write {self.name}, and run this cell again.")
+
+    def is_right(self, case: int, result: "Tensor | Verdict") -> bool:
+        return isinstance(result, Tensor) and _same(result, _tensor(self.exercise.wanted[case]))
 
     def verdict(self) -> Verdict:
         results: list[Tensor] = []
-        wrong: list[int] = []
-        stopped = Verdict("✓", self.exercise.success)
-        for inputs in self.exercise.cases:
-            result = self.result(inputs)
+        for case in range(len(self.exercise.cases)):
+            result = self.result(case)
             if isinstance(result, Verdict):
-                stopped = result
                 break
             results.append(result)
-            if not _same(result, _tensor(self.wanted(inputs))):
-                wrong.append(len(results) - 1)
-        if not wrong:
-            return self.after_right_ones(stopped, len(results))
-        inputs, result = self.exercise.cases[wrong[0]], results[wrong[0]]
-        again = self.result(inputs)
-        if isinstance(again, Tensor) and not _same(again, result):
-            return Verdict("✗", self.exercise.chance)
-        wanted = self.wanted(inputs)
-        said = self.named(range(len(results)), results)
-        if not said and all(self.squeezed(self.exercise.cases[i], results[i]) for i in wrong):
-            said = "The numbers are right, but an axis of size 1 is missing: name the one to squeeze, squeeze(-1)."
-        if not said and not isinstance(wanted, bool):  # True and False agree by chance
-            said = self.named(wrong, results) or self.named(wrong[:1], results)
-        return Verdict("✗", said or self.unnamed(inputs, result, wanted))
+        wrong = [case for case, given in enumerate(results) if not self.is_right(case, given)]
+        if wrong:
+            return Verdict("✗", self.mistake(results, wrong))
+        if isinstance(result, Tensor):
+            return Verdict("✓", self.exercise.success)
+        if not results:
+            return result
+        worked, failed = self.exercise.described(len(results) - 1), self.exercise.described(len(results))
+        return Verdict(result.sign, f"Right for {worked}. But for {failed}: {result.message}")
 
-    def squeezed(self, inputs: tuple, result: Tensor) -> bool:
-        return _same(result, _tensor(self.exercise.solve(*_copied(inputs))).squeeze())
+    def mistake(self, results: list[Tensor], wrong: list[int]) -> str:
+        """What to say about wrong results, the most certain first."""
+        first, wanted = results[wrong[0]], self.exercise.wanted[wrong[0]]
+        again = self.result(wrong[0])
+        if isinstance(again, Tensor) and not _same(again, first):
+            return self.exercise.chance
+        if named := self.named(range(len(results)), results):
+            return named
+        if all(_same(results[case], _tensor(self.exercise.wanted[case]).squeeze()) for case in wrong):
+            return "The numbers are right, but an axis of size 1 is missing: name the one to squeeze, squeeze(-1)."
+        if isinstance(wanted, bool):  # True and False agree by chance: no mistake is named
+            if not first.ndim and float(first) in (0.0, 1.0):
+                return f"{self.name} says {not wanted} for {self.exercise.described(wrong[0])}; {wanted} is right."
+        elif named := self.named(wrong, results) or self.named(wrong[:1], results):
+            return named
+        if isinstance(wanted, tuple) and first.ndim == 1 and len(first) != len(wanted):
+            return f"{self.name} should return {len(wanted)} numbers in a tuple; it returned {len(first)}."
+        return f"{_difference(self.name, first, _tensor(wanted))}{self.globals_hint()}"
 
-    def unnamed(self, inputs: tuple, result: Tensor, wanted: object) -> str:
-        """What to say of a wrong result that no mistake in the table gives."""
-        want = _tensor(wanted)
-        if isinstance(wanted, bool) and not result.ndim and float(result) in (0.0, 1.0):
-            return f"{self.name} says {not wanted} for {_described(self.exercise, inputs)}; {wanted} is right."
-        if isinstance(wanted, tuple) and result.ndim == 1 and result.shape != want.shape:
-            return f"{self.name} should return {len(wanted)} numbers in a tuple; it returned {len(result)}."
-        difference = _relation(self.name, result, want) or _difference(self.name, result, want)
-        return f"{difference}{self.globals_hint()}"
+    def named(self, where: Sequence[int], results: Sequence[Tensor]) -> str | None:
+        """The first mistake that gives the learner's results in all of these cases."""
+        for mistake in self.exercise.mistakes:
+            made = (self.exercise.made(mistake, case) for case in where)
+            if all(wrong is not None and _same(results[case], wrong) for case, wrong in zip(where, made)):
+                return mistake.sentence
+        return None
 
-    def after_right_ones(self, stopped: Verdict, count: int) -> Verdict:
-        """The last word where no result was wrong: all right, or an error after ``count`` right results."""
-        if stopped.passed or not count:
-            return stopped
-        worked, failed = (_described(self.exercise, self.exercise.cases[i]) for i in (count - 1, count))
-        return Verdict(stopped.sign, f"Right for {worked}. But for {failed}: {stopped.message}")
-
-    def wanted(self, inputs: tuple) -> object:
-        with torch.random.fork_rng(devices=[]):  # a seed that the reference sets must not help the answer
-            return self.exercise.solve(*_copied(inputs))
-
-    def result(self, inputs: tuple) -> Tensor | Verdict:
+    def result(self, case: int) -> Tensor | Verdict:
         """The learner's result as a tensor, or what to say if there is none."""
-        fresh, watch, wanted = _copied(inputs), _Watch(self.exercise.forbidden), self.wanted(inputs)
+        inputs, wanted = self.exercise.cases[case], self.exercise.wanted[case]
+        fresh, watch = _copied(inputs), _Watch(self.exercise.forbidden)
         try:
             with watch:
                 got = self.run(*fresh)
-        except AssertionError as error:
-            advice = " Return True or False instead." if isinstance(wanted, bool) else ""
-            return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{advice}")
         except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
             if isinstance(error, NotImplementedError) and _is_own(error, self.answer):
-                return self.unwritten()
+                return self.unwritten
             hint = watch.hint()
             if "torch.return_types" in str(error):
                 hint = " max(dim=…), sort and topk return values together with indices: take .values or .indices."
+            if isinstance(error, AssertionError) and isinstance(wanted, bool):
+                hint = " Return True or False instead."
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{hint}{self.globals_hint()}")
         if watch.called:
             return Verdict("✗", f"This exercise asks you to do without {watch.called}().")
         if got is Ellipsis or (got is None and _is_stub(self.answer)):
-            return self.unwritten()
+            return self.unwritten
         if got is None:
             return Verdict("✗", f"{self.name} returned nothing. Is `return` missing from its last line?")
-        if any(isinstance(x, Tensor) and x.ndim and not _identical(x, y) for x, y in zip(inputs, fresh)):
+        if any(isinstance(x, Tensor) and x.ndim and not _same(x.double(), y.double()) for x, y in zip(inputs, fresh)):
             return Verdict("✗", f"{self.name} changes its input. Use operations that make a new tensor.")
         try:
             result = _tensor(got)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             return Verdict("✗", _not_a_tensor(self.name, got, wanted))
-        if isinstance(wanted, Tensor) and wanted.dtype == torch.bool and wanted.ndim:
-            is_bool = isinstance(got, Tensor) and got.dtype == torch.bool
-            if not is_bool and _same(result, _tensor(wanted)):
-                return Verdict("✗", "The values are right, but the dtype is not: return a boolean tensor.")
+        mask = isinstance(wanted, Tensor) and wanted.ndim and wanted.dtype == torch.bool
+        if mask and torch.as_tensor(got).dtype != torch.bool and self.is_right(case, result):
+            return Verdict("✗", "The values are right, but the dtype is not: return a boolean tensor.")
         return result
-
-    def unwritten(self) -> Verdict:
-        return Verdict("○", f"Not written yet: write {self.name}, and run this cell again.")
-
-    def named(self, where: Sequence[int], results: Sequence[Tensor]) -> str | None:
-        """The first mistake that gives the learner's results in all of these cases."""
-        for mistake in self.exercise.mistakes:
-            try:
-                makes = self.exercise.adapt(mistake.function)
-                made = (_tensor(makes(*_copied(self.exercise.cases[i]))) for i in where)
-                if all(_same(results[i], wrong) for i, wrong in zip(where, made)):
-                    return mistake.sentence
-            except Exception:  # a mistake that cannot even run on a case is not the one that was made
-                continue
-        return None
 
     def globals_hint(self) -> str:
         """Sizes that the answer reads from the notebook instead of from its arguments."""
         code, names = getattr(self.answer, "__code__", None), getattr(self.answer, "__globals__", {})
-        used = [n for n in getattr(code, "co_names", ()) if type(names.get(n)) in (int, float, Tensor)]
-        if not used:
-            return ""
-        return f" It reads {' and '.join(f'`{n}`' for n in used)} from the notebook; use its own arguments instead."
+        used = [f"`{n}`" for n in getattr(code, "co_names", ()) if type(names.get(n)) in (int, float, Tensor)]
+        return f" It reads {' and '.join(used)} from the notebook; use its own arguments instead." if used else ""
 
 
 class _Watch(TorchFunctionMode):
@@ -262,24 +270,11 @@ class _Watch(TorchFunctionMode):
         return met
 
 
-def draw(seed: int, *shapes: tuple[int, ...], scale: float = 1.0) -> tuple[Tensor, ...]:
+def draw(seed: int, *shapes: tuple[int, ...], scale: float = 1.0, double: bool = False) -> tuple[Tensor, ...]:
     """Normal random tensors of these shapes, for a case."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(scale * torch.randn(shape, generator=generator) for shape in shapes)
-
-
-def _rows(table: str) -> Iterator[tuple[str, str]]:
-    """(sentence, code) for each expression of a table of mistakes."""
-    rows: list[list[str]] = []  # [code, words, words, …]
-    for code, _, words in (line.partition("#") for line in table.splitlines()):
-        if code.strip():
-            rows.append([code.strip()])
-        if words:
-            rows[-1].append(words.strip())
-    sentence = ""
-    for code, *comment in rows:
-        sentence = " ".join(comment) or sentence
-        yield sentence, code
+    dtype = torch.float64 if double else torch.float32
+    return tuple((scale * torch.randn(shape, generator=generator)).to(dtype) for shape in shapes)
 
 
 def _copied(inputs: tuple) -> tuple:
@@ -291,10 +286,6 @@ def _tensor(value: object) -> Tensor:
     if isinstance(value, (list, tuple)) and value and all(isinstance(x, Tensor) and x.ndim == 0 for x in value):
         value = torch.stack([x.double() for x in value])
     return torch.as_tensor(value).detach().cpu().double()
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.nan_to_num(), b.nan_to_num()) if a.is_floating_point() else torch.equal(a, b)
 
 
 def _near(got: Tensor, want: Tensor) -> Tensor:
@@ -312,32 +303,18 @@ def _is_stub(answer: Callable) -> bool:
 
 def _is_own(error: Exception, answer: Callable) -> bool:
     """Whether the learner's own code raised this, and not a library that it calls."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    scope = trace.tb_frame.f_globals if trace else None
-    return getattr(answer, "__globals__", scope) is scope
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return getattr(answer, "__globals__", frame.f_globals) is frame.f_globals
 
 
 def _raised(error: Exception, answer: Callable) -> str:
     """What was raised, and on which line of the answer."""
-    code, line, trace = getattr(answer, "__code__", None), "", error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code is code:
-            line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
-        trace = trace.tb_next
-    where = f" at `{line}`" if line else ""
+    code, trace = getattr(answer, "__code__", None), traceback.walk_tb(error.__traceback__)
+    lines = [linecache.getline(code.co_filename, number).strip() for frame, number in trace if frame.f_code is code]
+    where = f" at `{lines[-1]}`" if lines and lines[-1] else ""
     said = str(error).splitlines()[0] if str(error) else "no message"
     advice = " Count axes from the end: dim=-1 is the last." if said.startswith("Dimension out of range") else ""
     return f"raised {type(error).__name__}{where}: {said}.{advice}"
-
-
-def _described(exercise: Exercise, inputs: tuple) -> str:
-    if exercise.describe:
-        return exercise.describe(*inputs)
-    names = inspect.signature(exercise.solve).parameters
-    shapes = [f"{name} {tuple(x.shape)}" for name, x in zip(names, inputs) if isinstance(x, Tensor)]
-    return " and ".join(shapes) or str(inputs)
 
 
 def _not_a_tensor(name: str, got: object, wanted: object) -> str:
@@ -348,38 +325,25 @@ def _not_a_tensor(name: str, got: object, wanted: object) -> str:
     if isinstance(got, tuple) and hasattr(got, "indices"):
         return f"{name} returned values together with indices, as max(dim=…) and sort do: take .values or .indices."
     if isinstance(got, (list, tuple)) and got and all(isinstance(x, Tensor) for x in got):
-        if _same_or_error(got[0], wanted):
+        if _same(_tensor(got[0]), _tensor(wanted)):
             return f"{name} returned a {kind} of {len(got)}; the first alone is right: return it without the others."
         if len({x.shape for x in got}) == 1:
             return f"{name} returned a {kind} of {len(got)} tensors: make them one tensor with torch.stack."
-        return f"{name} returned a {kind} of {len(got)} tensors; return one tensor."
     return f"{name} must return a tensor or a number; it returned a {kind}."
 
 
-def _same_or_error(got: object, want: object) -> bool:
-    try:
-        return _same(_tensor(got), _tensor(want))
-    except (TypeError, ValueError, RuntimeError):
-        return False
-
-
-def _relation(name: str, result: Tensor, want: Tensor) -> str | None:
-    """How a wrong result is related to the right one, for mistakes that every exercise shares."""
+def _difference(name: str, result: Tensor, want: Tensor) -> str:
+    """How a wrong result without a named mistake is related to the right one, or where it differs."""
     if result.ndim >= 2 and _same(result.mT, want):
         return f"{name} returns the right numbers, transposed: the last two axes are swapped."
     for axis in range(result.ndim):
         if result.shape[axis] == 1 and _same(result.squeeze(axis), want):
             return f"{name} returns the right numbers with an axis of size 1 left over (axis {axis}): squeeze it."
-    if result.shape == want.shape and _same(-result, want) and not _same(result, want):
-        return f"{name} returns the right numbers with the wrong sign."
-    return None
-
-
-def _difference(name: str, result: Tensor, want: Tensor) -> str:
-    """Where a result differs from the right one, for a mistake that has no name."""
     if result.shape != want.shape:
         shape = f"the shape {tuple(want.shape)}" if want.ndim else "one number, or one True or False"
         return f"{name} should return {shape}; it returned the shape {tuple(result.shape)}."
+    if _same(-result, want):
+        return f"{name} returns the right numbers with the wrong sign."
     if result.isnan().any() and not want.isnan().any():
         return f"{name} returns NaN: inf − inf, 0 · inf or 0 / 0 was computed, or a row has nothing left to see."
     gap = (result - want).abs().nan_to_num(torch.inf).masked_fill(_near(result, want), 0.0)  # −inf − −inf is NaN

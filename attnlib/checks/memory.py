@@ -38,52 +38,33 @@ def right_shape(numbers: Tensor, stacked: Tensor, heads: int) -> Tensor:
     return numbers.reshape(memory_keys(stacked, heads).shape)
 
 
-def dots(query: Tensor, keys: Tensor, equation: str = "bhsd,bhsdk->bhsk") -> Tensor:
-    return torch.einsum(equation, query, keys)
-
-
-def root(size: int) -> float:
-    return size**0.5
-
-
-def summed(query: Tensor, keys: Tensor, equation: str) -> Tensor:
-    """The scaled scores that another equation gives."""
-    return dots(query, keys, equation) / root(query.shape[-1])
-
-
 def kept(scores: Tensor, top_k: int, fill: float = -torch.inf) -> Tensor:
     """Scores with all but the best of each row filled."""
     best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
     return scores.masked_fill(~best, fill)
 
 
+def dots(query: Tensor, keys: Tensor, size: float = 1.0, equation: str = "bhsd,bhsdk->bhsk") -> Tensor:
+    return torch.einsum(equation, query, keys) / size**0.5
+
+
 def scaled(query: Tensor, key: Tensor) -> Tensor:
-    return query @ key.mT / root(query.shape[-1])
+    return query @ key.mT / query.shape[-1] ** 0.5
 
 
-def best(query: Tensor, key: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Scores and ids of each token's best memories, (tokens, top_k) each."""
-    scores, ids = scaled(query, key).topk(top_k)
-    return scores, ids
-
-
-def found(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
-    return value[best(query, key, top_k)[1]]  # (tokens, top_k, value_dim)
+def best(query: Tensor, key: Tensor, top_k: int) -> Tensor:
+    return scaled(query, key).topk(top_k)[0].softmax(-1)
 
 
 def weigh(query: Tensor, key: Tensor, value: Tensor, top_k: int, by: Callable = lambda s: s.softmax(-1)) -> Tensor:
     """Top-k attention with other weights: ``by`` makes them from the scaled scores."""
-    return torch.einsum("tk,tkd->td", by(best(query, key, top_k)[0]), found(query, key, value, top_k))
+    scores, ids = scaled(query, key).topk(top_k)
+    return torch.einsum("tk,tkd->td", by(scores), value[ids])
 
 
 def over(query: Tensor, key: Tensor, value: Tensor, top_k: int, size: float) -> Tensor:
     """Top-k attention with scores divided by the root of another size."""
-    return weigh(query, key, value, top_k, lambda s: (s * root(query.shape[-1]) / size**0.5).softmax(-1))
-
-
-def only(query: Tensor, key: Tensor, value: Tensor, ids: slice | Tensor) -> Tensor:
-    """All tokens average over the same memories."""
-    return scaled(query, key[ids]).softmax(-1) @ value[ids]
+    return topk_attention(query * (query.shape[-1] / size) ** 0.5, key, value, top_k)
 
 
 def mixed(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
@@ -91,11 +72,14 @@ def mixed(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
     return a[..., None] * local + b[..., None] * remote
 
 
-def divided(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
+def below(top: Tensor | float, local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
+    """The exponentials as weights, after this top was subtracted."""
+    a, b = (a - top).exp(), (b - top).exp()
     return mixed(local, a / (a + b), remote, b / (a + b))
 
 
 KEY_SIZES = ((3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1), (2, 3, 4, 1, 5), (2, 2, 2, 2, 2))
+SCORE_SIZES = ((1, 1, 7, 6, 5), (5, 5, 5, 5, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 1, 2, 1), (2, 3, 2, 1, 4))
 
 check_memory_keys = Exercise(
     "Check ``answer(stacked, heads)``: (b_s, seq_len, top_k, 2, embed_dim) to keys (b_s, heads, seq_len, head_dim, "
@@ -105,30 +89,18 @@ check_memory_keys = Exercise(
     """
     memory_keys(stacked.flip(-2), heads)  # These are the values: the keys are at index 0 of the axis of size 2.
     memory_keys(stacked.sum(-2, True), heads)  # Keys and values are added: take index 0 of the axis of size 2.
-    memory_keys(stacked.reshape(*stacked.shape[:3], -1, 2).mT, heads)  # Keys and values are mixed: take [..., 0, :].
     keys_by(stacked, heads, "b s k (h d) -> b h s k d")  # This is the layout of values: keys end in (head_dim, top_k).
     keys_by(stacked, heads, "b s k (h d) -> b s h d k")  # The heads are not brought forward: they come right after b_s.
-    keys_by(stacked, heads, "b s k (h d) -> b s k h d")  # Move the axes: (b_s, heads, seq_len, head_dim, top_k).
-    keys_by(stacked, heads, "b s k (h d) -> b s h k d")
-    keys_by(stacked, heads, "b s k (h d) -> b h k d s")  # seq_len belongs right after heads.
-    keys_by(stacked, heads, "b s k (h d) -> b h d s k")
     keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
     keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
     rearrange(stacked[..., 0, :], "b s k (h d) -> b h s d k", d=heads)  # This makes head_dim heads: use h=heads.
-    rearrange(stacked[..., 0, :], "b s k (d h) -> b h s d k", d=heads)
     keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
     right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: permute as well.
-    stacked[..., 0, :].reshape(memory_keys(stacked, heads).mT.shape).mT  # reshape mixes the heads up: use permute.
-    right_shape(memory_keys(stacked, heads).mT, stacked, heads)  # reshape cannot swap the last two axes: use .mT.
     right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # Use permute in place of reshape.
-    right_shape(keys_by(stacked, heads, "b s k (h d) -> b s k h d").transpose(2, 3), stacked, heads)
-    memory_keys(stacked, heads) / root(stacked.shape[-1] // heads)  # The keys are not scaled: the scores are, later.
+    memory_keys(stacked, heads) / (stacked.shape[-1] // heads) ** 0.5  # The keys are not scaled: the scores are, later.
     """,
     "Right: (b_s, heads, seq_len, head_dim, top_k), and nothing is mixed up.",
 )
-
-
-SCORE_SIZES = ((1, 1, 7, 6, 5), (5, 5, 5, 5, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 1, 2, 1), (2, 3, 2, 1, 4))
 
 check_memory_scores = Exercise(
     "Check ``answer(query, keys)``: (b_s, heads, seq_len, head_dim) and (b_s, heads, seq_len, head_dim, top_k) to "
@@ -137,30 +109,17 @@ check_memory_scores = Exercise(
     [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)],  # in the first ones query @ keys runs
     """
     dots(query, keys)  # The scores are not scaled: divide by the root of head_dim.
-    dots(query, keys) / query.shape[-1]  # The scores are divided by head_dim: divide by its root, once.
-    memory_scores(query, keys) / root(query.shape[-1])
-    dots(query, keys) / root(keys.shape[-1])  # The scale is √top_k: it must be √head_dim.
-    dots(query, keys) / root(query.shape[1])  # The scale is √heads: it must be √head_dim.
-    dots(query, keys) / root(query.shape[2])  # The scale is √seq_len: it must be √head_dim.
-    dots(query, keys) / root(query.shape[1] * query.shape[-1])  # The scale is √embed_dim: it must be √head_dim.
+    dots(query, keys, query.shape[-1] ** 2)  # The scores are divided by head_dim: divide by its root, once.
+    dots(query, keys, keys.shape[-1])  # The scale is √top_k: it must be √head_dim.
+    dots(query, keys, query.shape[1])  # The scale is √heads: it must be √head_dim.
+    dots(query, keys, query.shape[2])  # The scale is √seq_len: it must be √head_dim.
     memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
-    memory_scores(query, keys)[..., None, :]  # An axis of size 1 is left over: squeeze(-2) removes it.
-    memory_scores(query, keys)[..., None]  # An axis of size 1 is left over: squeeze(-1) removes it.
-    memory_scores(query, keys).squeeze()  # squeeze() removes every axis of size 1: name the axis, squeeze(-2).
-    query.unsqueeze(2) @ keys / root(query.shape[-1])  # Here each query meets every token's memories: unsqueeze(-2).
-    query @ keys / root(query.shape[-1])
-    query.unsqueeze(2) @ keys  # Each query meets every token's memories: unsqueeze(-2). The scale is missing too.
-    query @ keys
-    query[..., None] * keys / root(query.shape[-1])  # The products are not summed: d is missing right of the arrow.
+    query.unsqueeze(2) @ keys; query @ keys  # Queries meet every token's memories, and the scale is missing.
+    query[..., None] * keys / query.shape[-1] ** 0.5  # The products are not summed: d is missing right of the arrow.
     (query[..., None] * keys).sum(-1)  # The sum runs over top_k: it must run over head_dim, dim=-2.
-    summed(query, keys, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
-    summed(query, keys, "bhsd,bgsdk->bhsk")  # heads needs one name: here its keys are summed.
-    summed(query, keys, "bhsd,bhsek->bhsk")  # head_dim needs one name: here each is summed.
-    summed(query, keys, "bhsd,bhtdk->bhstk")  # seq_len needs one name in query and keys.
-    summed(query, keys, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
-    summed(query, keys, "bhsd,bhsdk->bhks")
-    summed(query, keys, "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
-    summed(query, keys, "bhsd,bhsdk->bhs")  # The memories are added up: k must stay.
+    dots(query, keys, query.shape[-1], "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
+    dots(query, keys, query.shape[-1], "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
+    dots(query, keys, query.shape[-1], "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
     """,
     "Right: one scaled score for each token, head and memory.",
 )
@@ -171,14 +130,10 @@ def _search(seed: int, tokens: int, memories: int, dim: int, value_dim: int, top
     return size * query, size * key, value, top_k
 
 
-SEARCHES = [
-    _search(81, 5, 7, 3, 4, 5),
-    _search(82, 7, 11, 5, 3, 4),
-    _search(83, 3, 13, 4, 6, 2),
-    _search(84, 5, 5, 3, 2, 5),
-]
-SEARCHES += [_search(85, 2, 7, 6, 5, 1), _search(86, 1, 3, 2, 1, 2), _search(87, 6, 130, 2, 3, 7)]
-SEARCHES += [_search(88, 4, 9, 5, 3, 3, 20.0), _search(89, 3, 8, 4, 2, 4, 0.1)]  # scores in the hundreds; almost equal
+SEARCHES = [_search(81, 5, 7, 3, 4, 5), _search(82, 7, 11, 5, 3, 4), _search(83, 3, 13, 4, 6, 2)]
+SEARCHES += [_search(84, 5, 5, 3, 2, 5), _search(85, 2, 7, 6, 5, 1), _search(86, 1, 3, 2, 1, 2)]
+SEARCHES += [_search(87, 6, 130, 2, 3, 7), _search(88, 4, 9, 5, 3, 3, 20.0)]  # scores in the hundreds
+SEARCHES += [_search(89, 3, 8, 4, 2, 4, 0.1)]  # scores that are almost equal
 _below = _search(90, 3, 6, 4, 2, 3)  # all scores far below 0
 SEARCHES += [(_below[0].abs() * 20, -_below[1].abs() * 20, *_below[2:])]
 SEARCHES += [tuple(x.double() if isinstance(x, Tensor) else x for x in SEARCHES[1])]
@@ -191,36 +146,20 @@ check_topk_attention = Exercise(
     """
     scaled(query, key).softmax(-1) @ value  # All memories are averaged: keep the top_k best scores of each token.
     kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # Take the top_k first, so that weights sum to one.
-    weigh(query, key, value, top_k, lambda s: scaled(query, key).softmax(-1).topk(top_k).values)
-    weigh(query, key, value, top_k, lambda s: s.softmax(-1).softmax(-1))  # One softmax is enough.
     kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # exp(0) is 1: leave the others out, or use −inf.
     kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # Real scores may be lower than that: use −inf.
     over(query, key, value, top_k, 1)  # The scores are not scaled: divide by the root of head_dim.
-    over(query, key, value, top_k, query.shape[-1] ** 2)  # The scores are divided by head_dim: divide by its root,
-        # once.
-    over(query, key, value, top_k, 1) / root(query.shape[-1])  # The scale comes after the softmax: scale the scores.
+    over(query, key, value, top_k, query.shape[-1] ** 2)  # The scores are divided by head_dim: use its root, once.
+    over(query, key, value, top_k, 1) / query.shape[-1] ** 0.5  # The scale comes after the softmax: scale the scores.
     over(query, key, value, top_k, top_k)  # The scale is √top_k: it must be √head_dim.
-    over(query, key, value, top_k, len(key))  # The scale is √memories: it must be √head_dim.
     weigh(query, key, value, top_k, lambda s: s.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
     weigh(query, key, value, top_k, lambda s: s)  # The scores are used as weights: take their softmax.
-    weigh(query, key, value, top_k, lambda s: s.exp())  # The weights do not sum to one: use softmax.
-    weigh(query, key, value, top_k, lambda s: torch.ones_like(s))  # All best values count in full: use softmax.
-    weigh(query, key, value, top_k, lambda s: torch.ones_like(s) / top_k)  # All best values count equally: use softmax.
     weigh(query, key, key, top_k)  # The keys are averaged: average the values.
-    best(query, key, top_k)[0].softmax(-1) @ found(query, key, value, top_k)  # A literal @ mixes tokens: give the
-        # weights an axis with unsqueeze(-2), or use an einsum.
-    best(query, key, top_k)[0].softmax(-1) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
+    best(query, key, top_k) @ value[scaled(query, key).topk(top_k)[1]]  # A plain @ mixes tokens: use unsqueeze(-2).
+    best(query, key, top_k) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
     topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
-    kept(-scaled(query, key), top_k).neg().nan_to_num(posinf=-torch.inf).softmax(-1) @ value  # These are the lowest
-        # scores: leave out largest=False.
-    only(query, key, value, best(query, key, top_k)[1][0])  # All tokens take the memories of the first one.
-    only(query, key, value, slice(top_k))  # These are the first top_k memories: take the best ones.
-    only(query, key, value, slice(-top_k, None))  # These are the last top_k memories: take the best ones.
-    topk_attention(query, key, value, max(top_k - 1, 1))  # One memory too few is kept.
-    topk_attention(query, key, value, min(top_k + 1, len(key)))  # One memory too many is kept.
-    best(query, key, top_k)[0].softmax(-1)  # These are the weights: average the values with them.
-    best(query, key, top_k)[0]  # These are the scores: take their softmax, and average the values.
-    found(query, key, value, top_k)  # These are the values of the best memories: average them.
+    topk_attention(query, key[:top_k], value[:top_k], top_k)  # These are the first top_k memories: take the best ones.
+    best(query, key, top_k)  # These are the weights: average the values with them.
     """,
     "Right: each token averages over its own top_k memories.",
 )
@@ -250,31 +189,18 @@ check_joint = Exercise(
     """
     (local + remote) / 2  # The parts are averaged equally: the one with the larger log-sum-exp counts for more.
     local + remote  # The parts are added up: their shares must sum to one.
-    local  # This is the local part alone: the memory counts too.
-    remote  # This is the memory alone: the local part counts too.
-    local + mixed(local, 0 * a, remote, (b - a).sigmoid())  # Local counts in full: its share is 1 − remote's.
-    mixed(local, 0 * a, remote, (b - a).sigmoid())  # The share of local is missing.
     (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: unsqueeze(-1).
-    (b - a).sigmoid().unsqueeze(-2) * remote + (a - b).sigmoid().unsqueeze(-2) * local
     joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.
-    divided(local, a, remote, b)  # The log-sum-exps are used as weights: take their exponentials.
-    mixed(local, a, remote, b)
-    divided(local, a.exp(), remote, b.exp())  # exp overflows or rounds to 0: use a sigmoid of the difference.
-    divided(local, a.double().exp(), remote, b.double().exp())
-    divided(local, (a - torch.maximum(a, b).max()).exp(), remote, (b - torch.maximum(a, b).max()).exp())  # Each token
-        # needs its own maximum.
-    divided(local, (a - a).exp(), remote, (b - a).exp())  # exp(b − a) overflows if b is far above a.
-    divided(local, (a - b).exp(), remote, (b - b).exp())  # exp(a − b) overflows if a is far above b.
+    mixed(local, a / (a + b), remote, b / (a + b))  # The log-sum-exps are used as weights: take their exponentials.
+    below(0.0, local, a, remote, b)  # exp overflows or rounds to 0: use a sigmoid of the difference.
+    below(max(a.max(), b.max()), local, a, remote, b)  # Each token needs its own maximum: torch.maximum(a, b).
+    below(a, local, a, remote, b)  # exp(b − a) overflows if b is far above a.
+    below(b, local, a, remote, b)  # exp(a − b) overflows if a is far above b.
     mixed(local, a.exp(), remote, b.exp())  # The weights do not sum to one: divide them by their sum.
-    mixed(local, (a - torch.maximum(a, b)).exp(), remote, (b - torch.maximum(a, b)).exp())
     mixed(local, a.softmax(-1), remote, b.softmax(-1))  # The softmax runs over tokens: the two parts compete.
     mixed(local, 1 - b.sigmoid(), remote, b.sigmoid())  # This share ignores a: the difference b − a counts.
-    mixed(local, a.sigmoid(), remote, 1 - a.sigmoid())  # This share ignores b: the difference b − a counts.
     mixed(local, a.sigmoid(), remote, b.sigmoid())  # Each share depends on the difference of both.
-    torch.where((b > a)[..., None], remote, local)  # Only the heavier part is kept: both count.
-    joint(local, a, remote, b) / 2  # The result is halved: the shares already sum to one.
-    torch.stack([a, b]).softmax(0)  # These are the shares: weight the outputs with them.
-    (b - a).sigmoid()  # This is the share of the memory: weight the outputs with it.
+    torch.stack([a, b]).softmax(0); (b - a).sigmoid()  # These are the shares: weight the outputs with them.
     """,
     "Right: exactly one softmax over both, with large scores and with an empty part.",
 )
