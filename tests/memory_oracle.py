@@ -23,17 +23,16 @@ class ListMemory:
         for row in rows:
             self.rows[row] = []
 
-    def search(self, query: list, top_k: int) -> list:
-        """(batch, heads, tokens): up to top_k of (score, id, key, value), best first, of equal scores the newer."""
+    def search(self, query: list) -> list:
+        """(batch, heads, tokens): all as (score, id, key, value), in no particular order."""
 
-        def best(row: int, head: int, vector: list) -> list:
-            hits = [
+        def scored(row: int, head: int, vector: list) -> list:
+            return [
                 (sum(a * b for a, b in zip(vector, keys[head])), number, keys[head], values[head])
                 for number, keys, values in self.rows[row]
             ]
-            return sorted(hits, key=lambda hit: hit[:2], reverse=True)[:top_k]
 
         return [
-            [[best(row, head, vector) for vector in tokens] for head, tokens in enumerate(heads)]
+            [[scored(row, head, vector) for vector in tokens] for head, tokens in enumerate(heads)]
             for row, heads in enumerate(query)
         ]

@@ -147,12 +147,24 @@ def search(group) -> None:
             share.add(key, value, stored & (number % size == rank))
             numbers = numbers + stored.sum(-1, keepdim=True)
         query = torch.randint(-2, 3, (2, 3, 7, 5)).float().requires_grad_()
-        expected = whole.search(query, 4)
+        everything = whole.search(query, 5 * size + 1)  # the last one is always empty, with id −1
         actual = sharded_search(share, query, 4, group=group)
-        for name in ("ids", "mask", "keys", "values", "scores"):
-            assert_close(getattr(actual, name), getattr(expected, name), rtol=0, atol=0, msg=name)
-        wanted, got = (torch.autograd.grad(h.scores[h.mask].square().sum(), query)[0] for h in (expected, actual))
-        assert_close(got, wanted)
+        equal(actual.scores, everything.scores[..., :4])
+        places = (
+            (everything.ids.unsqueeze(-2) == actual.ids.unsqueeze(-1)).int().argmax(-1)
+        )  # of the hits in everything
+        for name in ("ids", "mask", "scores"):
+            equal(getattr(actual, name), getattr(everything, name).gather(-1, places))
+        for name in ("keys", "values"):
+            equal(getattr(actual, name), getattr(everything, name).take_along_dim(places.unsqueeze(-1), dim=3))
+        assert (places.diff() > 0)[actual.mask[..., 1:]].all()  # each once, best first, newer first among equals
+        gradient = torch.autograd.grad(actual.scores[actual.mask].square().sum(), query)[0]
+        factors = 2 * actual.scores.masked_fill(~actual.mask, 0.0).unsqueeze(-1)
+        assert_close(gradient, (factors * actual.keys).sum(-2))
+
+
+def equal(actual: Tensor, expected: Tensor) -> None:
+    assert_close(actual, expected, rtol=0, atol=0)
 
 
 def order(group) -> None:

@@ -30,22 +30,27 @@ def whole_numbers(*shape, seed, size=3):
     return torch.randint(-size, size + 1, shape, generator=generator).float()
 
 
-def check_same(hits, expected, top_k):
-    """`hits` says what the list of everything says, and nothing where that says nothing."""
-    batch, heads, tokens = hits.ids.shape[:3]
-    for row in range(batch):
-        for head in range(heads):
-            for token in range(tokens):
-                best = expected[row][head][token]
-                found = len(best)
-                place = row, head, token
-                assert hits.mask[place].tolist() == [True] * found + [False] * (top_k - found)
-                assert hits.ids[place].tolist() == [hit[1] for hit in best] + [-1] * (top_k - found)
-                assert hits.scores[place].tolist() == [hit[0] for hit in best] + [-torch.inf] * (top_k - found)
-                assert hits.keys[place][:found].tolist() == [hit[2] for hit in best]
-                assert hits.values[place][:found].tolist() == [hit[3] for hit in best]
-                assert not hits.keys[place][found:].any()
-                assert not hits.values[place][found:].any()
+def check_hits(hits, everything, top_k):
+    """The best of `everything`, each once, best first, of equal scores the newer first; nothing where there is none.
+    Of those that compete for the last place with equal scores, any may be found."""
+    for place in torch.cartesian_prod(*map(torch.arange, hits.ids.shape[:3])).view(-1, 3).tolist():
+        row, head, token = place
+        known = {hit[1]: hit for hit in everything[row][head][token]}
+        found = min(top_k, len(known))
+        ids, scores, keys, values = (
+            getattr(hits, name)[row, head, token] for name in ("ids", "scores", "keys", "values")
+        )
+        assert hits.mask[row, head, token].tolist() == [True] * found + [False] * (top_k - found)
+        best = [known[number] for number in ids[:found].tolist()]
+        assert [hit[0] for hit in best] == sorted((hit[0] for hit in known.values()), reverse=True)[:found]
+        assert best == sorted(best, key=lambda hit: hit[:2], reverse=True)
+        assert len(set(ids[:found].tolist())) == found
+        assert scores.tolist() == [hit[0] for hit in best] + [-torch.inf] * (top_k - found)
+        assert keys[:found].tolist() == [hit[2] for hit in best]
+        assert values[:found].tolist() == [hit[3] for hit in best]
+        assert ids[found:].tolist() == [-1] * (top_k - found)
+        assert not keys[found:].any()
+        assert not values[found:].any()
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -95,15 +100,14 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(
         tokens=st.integers(0, 3),
         top_k=st.integers(1, 9),
-        block_size=st.sampled_from([None, 1, 2, 5]),
         tournament=st.booleans(),
         seed=st.integers(0, 2**20),
     )
-    def search(self, tokens, top_k, block_size, tournament, seed):
+    def search(self, tokens, top_k, tournament, seed):
         query = whole_numbers(self.batch, HEADS, tokens, HEAD_DIM, seed=seed)
         with tiny_tournament() if tournament else mock.MagicMock():
-            hits = self.memory.search(query.to(self.dtype), top_k, block_size=block_size)
-        check_same(hits, self.oracle.search(query.tolist(), top_k), top_k)
+            hits = self.memory.search(query.to(self.dtype), top_k)
+        check_hits(hits, self.oracle.search(query.tolist()), top_k)
 
     @rule()
     def save_and_load(self):
@@ -335,7 +339,7 @@ def test_a_memory_whose_score_is_nan_is_never_found(broken, dtype, tournament):
     oracle.rows[0] = [entry for entry in oracle.rows[0] if entry[0] not in bad.tolist()]
     with tiny_tournament() if tournament else mock.MagicMock():
         hits = memory.search(query.requires_grad_(), 40)
-    check_same(hits, oracle.search(query.tolist(), 40), 40)
+    check_hits(hits, oracle.search(query.tolist()), 40)
     hits.scores[hits.mask].sum().backward()
     assert query.grad.isfinite().all()
     assert topk_attend(query.detach(), hits).output.isfinite().all()
@@ -354,20 +358,20 @@ def test_a_query_that_holds_nan_finds_nothing_and_disturbs_no_other(tournament):
     assert torch.equal(hits.ids[0, 0, ::2], expected.ids[0, 0, ::2])
 
 
+@pytest.mark.parametrize("tournament", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_what_holds_among_equal_keys_for_any_block_size(dtype):
+def test_what_holds_among_equal_keys(dtype, tournament):
     """Rounding may decide which of equal keys are found, but none that is found scores less than one that is not; of
     equal scores the newer comes first."""
     key = random(1, 1, 5, 7, dtype=dtype).repeat(1, 1, 13, 1)
     memory, query = KVMemory(65, 1, 7, dtype=dtype), random(1, 1, 11, 7, seed=1, dtype=dtype)
     memory.add(key, key)
-    scores = (query @ key.mT).squeeze()
-    for block_size in (None, 1, 2, 3, 7, 16, 33, 64, 65):
-        hits = memory.search(query, 20, block_size=block_size)
-        torch.testing.assert_close(hits.scores.squeeze(), scores.topk(20).values)
-        for query_scores, ids in zip(hits.scores.squeeze().tolist(), hits.ids.squeeze().tolist()):
-            found = list(zip(query_scores, ids))
-            assert found == sorted(found, reverse=True)
+    with tiny_tournament() if tournament else mock.MagicMock():
+        hits = memory.search(query, 20)
+    torch.testing.assert_close(hits.scores.squeeze(), (query @ key.mT).squeeze().topk(20).values)
+    for query_scores, ids in zip(hits.scores.squeeze().tolist(), hits.ids.squeeze().tolist()):
+        found = list(zip(query_scores, ids))
+        assert found == sorted(found, reverse=True)
 
 
 def test_repr_says_the_sizes_and_how_much_is_held():
@@ -444,17 +448,17 @@ ERRORS = [
     (
         lambda m: m.add(ONE, ONE, torch.ones(2, 7)),
         TypeError,
-        "mask must be a boolean tensor, True = store; got torch.float32",
+        "key_mask must be a boolean tensor, True = real token; got torch.float32",
     ),
     (
         lambda m: m.add(ONE, ONE, torch.ones(7, 2) > 0),
         ValueError,
-        r"mask must have shape \(batch=2, tokens=7\); got \(7, 2\)",
+        r"key_mask must have shape \(batch=2, tokens=7\); got \(7, 2\)",
     ),
     (
         lambda m: m.add(ONE, ONE, torch.ones(2, 7, device="meta") > 0),
         ValueError,
-        "mask must be on the device of memory, cpu",
+        "key_mask must be on the device of x, cpu",
     ),
     (lambda m: m.add(ONE.to("meta"), ONE), ValueError, "key must be on the device of memory, cpu; got meta"),
     (
@@ -465,7 +469,6 @@ ERRORS = [
     (lambda m: m.search(ONE.half(), 3), TypeError, "query must have the dtype of memory"),
     (lambda m: m.search(ONE, 0), ValueError, "top_k must be at least 1; got 0"),
     (lambda m: m.search(ONE, 2.0), TypeError, "top_k must be an int; got float"),
-    (lambda m: m.search(ONE, 2, block_size=0), ValueError, "block_size must be at least 1; got 0"),
     (lambda m: m.clear(2), ValueError, "rows must be between 0 and batch - 1 = 1; got 2"),
     (lambda m: m.clear([-1]), ValueError, "rows must be at least 0; got -1"),
     (lambda m: m.clear(["a"]), TypeError, "rows must be an int; got str"),

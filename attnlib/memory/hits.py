@@ -11,7 +11,7 @@ from attnlib.attend import Attended, _softmax, without_autocast
 
 
 class MemoryHits(NamedTuple):
-    """The best memories of each token and head, best first; of equal scores the newer one first.
+    """The memories found for each token and head, best first; of equal scores the newer one first.
 
     Attributes:
         keys: (batch, heads, tokens, top_k, head_dim), without gradient.
@@ -51,9 +51,8 @@ class MemoryHits(NamedTuple):
 def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
     """Split what a memory of one head returned into the pieces that several heads work on.
 
-    These are steps 1 to 3 of the note on shapes: separate keys from values, split embed_dim into (heads, head_dim),
-    bring the heads forward, and for the keys bring head_dim forward too. The scores of step 4 are then
-    ``query.unsqueeze(-2) @ keys``.
+    Formula: separate keys from values, split embed_dim into (heads, head_dim), bring the heads forward, and for the
+    keys bring head_dim forward too. The scores are then ``query.unsqueeze(-2) @ keys``.
 
     Args:
         stacked: (b_s, seq_len, top_k, 2, embed_dim), as from ``MemoryHits.stacked``.
@@ -76,11 +75,11 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
     embed_dim = stacked.shape[-1]
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be divisible by num_heads; got {embed_dim} and num_heads={num_heads}")
-    keys, values = stacked.unbind(-2)  # 1. (b_s, seq_len, top_k, embed_dim), twice
-    keys = keys.unflatten(-1, (num_heads, -1))  # 2. (b_s, seq_len, top_k, num_heads, head_dim)
+    keys, values = stacked.unbind(-2)  # (b_s, seq_len, top_k, embed_dim), twice
+    keys = keys.unflatten(-1, (num_heads, -1))  # (b_s, seq_len, top_k, num_heads, head_dim)
     values = values.unflatten(-1, (num_heads, -1))
-    keys = keys.permute(0, 3, 1, 4, 2)  # 3. (b_s, num_heads, seq_len, head_dim, top_k)
-    return keys, values.permute(0, 3, 1, 2, 4)  # 3. (b_s, num_heads, seq_len, top_k, head_dim)
+    keys = keys.permute(0, 3, 1, 4, 2)  # (b_s, num_heads, seq_len, head_dim, top_k)
+    return keys, values.permute(0, 3, 1, 2, 4)  # (b_s, num_heads, seq_len, top_k, head_dim)
 
 
 def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) -> Attended:
@@ -121,12 +120,16 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
 
 def score_keys(query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     """Score the memories found for each query: (batch, heads, tokens, top_k), in float32 at least, −inf where masked.
-
-    A sum of products, because a matrix product may round the same key differently in another place.
-    """
+    A sum of products, because a matrix product may round the same key differently in another place."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query.unsqueeze(-2).to(dtype) * keys.to(dtype)).sum(-1)
     return scores.masked_fill(~mask, -torch.inf)
+
+
+def best_first(scores: Tensor, ids: Tensor) -> Tensor:
+    """Positions that sort the last axis by descending score, and equal scores by descending id."""
+    by_id = ids.argsort(-1, descending=True)
+    return by_id.gather(-1, scores.gather(-1, by_id).argsort(dim=-1, descending=True, stable=True))
 
 
 def average_values(scores: Tensor, values: Tensor, dropout_p: float = 0.0) -> Attended:
@@ -146,17 +149,16 @@ def check_hits(query: Tensor, hits: MemoryHits) -> None:
         raise TypeError(f"hits must be MemoryHits; got {type(hits).__name__}")
     check_tensor("hits.keys", hits.keys)
     check_tensor("hits.values", hits.values)
-    check_same(query=query, **{"hits.keys": hits.keys, "hits.values": hits.values})
-    batch, heads, tokens, head_dim = query.shape
-    sizes = {"batch": batch, "tokens": tokens, "head_dim": head_dim}
-    if hits.keys.ndim == 5 and hits.keys.shape[1] != 1:
-        sizes["heads"] = heads
-    check_shape("hits.keys", hits.keys, "batch heads tokens top_k head_dim", sizes)
     if not isinstance(hits.mask, Tensor) or hits.mask.dtype != torch.bool:
-        got = hits.mask.dtype if isinstance(hits.mask, Tensor) else type(hits.mask).__name__
+        got = getattr(hits.mask, "dtype", type(hits.mask).__name__)
         raise TypeError(f"hits.mask must be a boolean tensor, True = a memory; got {got}")
+    check_same(query=query, **{"hits.keys": hits.keys, "hits.values": hits.values})
     if hits.mask.device != query.device:
         raise ValueError(f"hits.mask must be on the device of query, {query.device}; got {hits.mask.device}")
-    for name, tensor, axes in (("values", hits.values, " value_dim"), ("mask", hits.mask, "")):
-        of_keys = dict(zip(("batch", "heads", "tokens", "top_k"), hits.keys.shape))
-        check_shape(f"hits.{name}", tensor, f"batch heads tokens top_k{axes}", of_keys)
+    sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), query.shape))
+    if hits.keys.ndim == 5 and hits.keys.shape[1] == 1:
+        sizes["heads"] = 1
+    check_shape("hits.keys", hits.keys, "batch heads tokens top_k head_dim", sizes)
+    sizes["top_k"] = hits.keys.shape[3]
+    check_shape("hits.values", hits.values, "batch heads tokens top_k value_dim", sizes)
+    check_shape("hits.mask", hits.mask, "batch heads tokens top_k", sizes)

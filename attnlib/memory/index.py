@@ -15,11 +15,9 @@ class IVFIndex:
     """A view of a ``KVMemory`` that compares a query with some of the keys only, and so may miss the best.
 
     Formula: k-means divides the keys of each row and head into ``num_lists`` lists; a query is compared with the keys
-    of the ``num_probes`` lists whose centres score best. How much it misses depends on the data: little if the keys
-    form clusters, most of it if they point in all directions. Measure it with ``recall``.
-
-    The index is rebuilt at the first search after its memory has changed or was replaced, so it never answers from old
-    keys. A key that holds NaN or ∞ is never found.
+    of the ``num_probes`` lists whose centres score best. It misses little if the keys form clusters, and most if they
+    point in all directions: measure it with ``recall``. The index is rebuilt at the first search after its memory has
+    changed or was replaced. A key that holds NaN or ∞ is never found.
 
     Args:
         memory: the memory to search.
@@ -50,21 +48,17 @@ class IVFIndex:
         self._built_from: tuple[KVMemory, int] | None = None  # a memory, and how often it had been written
         self._indexes: list[list[Any]] = []
 
-    def rebuild(self) -> None:
-        """Build the index from what the memory holds now."""
-        self._indexes = [
-            [self._build(row, head, ids) for head in range(self.memory.num_heads)]
-            for row, ids in enumerate(self.memory._held())
-        ]
-        self._built_from = self.memory, self.memory._writes
-
     def search(self, query: Tensor, top_k: int) -> MemoryHits:
         """Find good memories, in the form that ``KVMemory.search`` returns, though not always the best. If the lists
         searched hold fewer than ``top_k``, the rest is masked."""
         self.memory._check_query(query, top_k)
         memory, writes = self._built_from or (None, 0)
         if memory is not self.memory or writes != self.memory._writes:
-            self.rebuild()
+            self._indexes = [
+                [self._build(self.memory._keys[row, head], ids) for head in range(self.memory.num_heads)]
+                for row, ids in enumerate(self.memory._held())
+            ]
+            self._built_from = self.memory, self.memory._writes
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device="cpu")
         queries = query.detach().float().cpu().contiguous().numpy()
         for row, indexes in enumerate(self._indexes):
@@ -79,9 +73,10 @@ class IVFIndex:
         hit = (exact.ids.unsqueeze(-1) == found.ids.unsqueeze(-2)).any(-1) & exact.mask
         return (hit.sum() / exact.mask.sum()).item() if exact.mask.any() else 1.0
 
-    def _build(self, row: int, head: int, held: range) -> Any:
-        faiss = _import_faiss()
-        keys, ids = self.memory._keys_of(row, head).float().cpu(), torch.arange(held.start, held.stop, device="cpu")
+    def _build(self, ring: Tensor, held: range) -> Any:
+        """A faiss index of the keys with these ids; None if there are none."""
+        faiss, ids = _import_faiss(), torch.arange(held.start, held.stop, device="cpu")
+        keys = ring[(ids % self.memory.capacity).to(ring.device)].float().cpu()
         finite = keys.isfinite().all(-1)  # faiss takes no others
         keys, ids = keys[finite], ids[finite]  # (memories, head_dim), (memories,)
         if not len(ids):

@@ -8,19 +8,20 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_count, check_same, check_shape, check_tensor
+from attnlib._validate import check_count, check_key_mask, check_same, check_shape, check_tensor
 from attnlib.attend import without_autocast
-from attnlib.memory.hits import MemoryHits, score_keys
-from attnlib.memory.search import best_first, best_ids
+from attnlib.memory.hits import MemoryHits, best_first, score_keys
+from attnlib.memory.search import best_slots
 from attnlib.memory.storage import read_file, write_file
 
 SIZES = ("capacity", "num_heads", "head_dim", "value_dim", "batch_size")
+ADVICE = "call remember after backward, or read outside the checkpoint: checkpoint(layer, x, layer.read(x, memory))"
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
-    """A method that ``torch.compile`` leaves to Python, because what it does depends on how much the memory holds."""
+    """A method that ``torch.compile`` leaves to Python, because it depends on how much the memory holds."""
     refusal = "{} cannot search or write a KVMemory; search it first, and pass on the hits: layer(x, hits)"
 
     @functools.wraps(method)
@@ -32,18 +33,37 @@ def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except RuntimeError as error:
-            if "vmap" in str(error):
+            if "vmap" in str(error) or "Batching rule" in str(error):
                 raise NotImplementedError(refusal.format("torch.vmap")) from error
             raise
 
     return run
 
 
+class _SameContents(torch.autograd.Function):
+    """Pass a tensor on. Under a checkpoint, what ctx holds is of the first run, what it saves is of the second."""
+
+    @staticmethod
+    def forward(output, writes):
+        return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+        ctx.writes = inputs[1].item()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.saved_tensors[0].item() != ctx.writes:
+            raise RuntimeError(f"a checkpoint is recomputed, but the memory has changed since it was read; {ADVICE}")
+        return gradient, None
+
+
 class KVMemory:
     """Keep the last ``capacity`` keys and values of each row of a batch, and find the best for a query.
 
-    Each row numbers its memories from 0. The number is the memory's id, and no id is ever reused within a row. Memory
-    ``id`` is kept in slot ``id mod capacity``, so a new memory replaces the oldest. Rows fill independently.
+    Each row numbers its memories from 0, and never reuses a number. Memory number ``id`` is kept in slot
+    ``id mod capacity``, so a new memory replaces the oldest. Rows fill independently.
 
     Args:
         capacity: the largest number of memories in a row.
@@ -55,8 +75,8 @@ class KVMemory:
         device: of keys and values; default: torch's default.
 
     Attributes:
-        capacity, num_heads, head_dim, value_dim, batch_size, dtype, device: as above.
-        lengths: int64 tensor (batch_size,) on the CPU, how many memories each row holds.
+        lengths: int64 tensor (batch_size,) on the CPU, how many memories each row holds; the arguments are attributes
+            too.
 
     Raises:
         TypeError: a size is not an int, or ``dtype`` is not a floating-point dtype.
@@ -98,7 +118,7 @@ class KVMemory:
         self._next = [0] * batch_size  # each row's next id
         self._cleared = [0] * batch_size  # each row has forgotten the ids below this one
         self._writes = 0  # how often anything was changed
-        self._writes_seen = 0  # … when the memory was last searched
+        self._read_without_grad = False  # whether the last forward that read this memory recorded no gradients
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,71 +141,70 @@ class KVMemory:
         return f"KVMemory({sizes.format(self)}, batch_size={self.batch_size}, lengths={self.lengths.tolist()})"
 
     @_uncompiled
-    @torch.no_grad()
-    def add(self, key: Tensor, value: Tensor, mask: Tensor | None = None) -> None:
+    def add(self, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
         """Store tokens after the last one of each row, replacing the oldest memories if necessary.
 
         Args:
             key: (batch, heads, tokens, head_dim); stored without its gradient.
             value: (batch, heads, tokens, value_dim); likewise.
-            mask: boolean (batch, tokens), True = store; default: store all. If a row stores more tokens than
+            key_mask: boolean (batch, tokens), True = store; default: store all. If a row stores more tokens than
                 ``capacity``, its last ones remain, and the ids count all of them.
 
         Raises:
             TypeError: an argument is not a tensor of the memory's dtype, or the mask is not boolean.
             ValueError: a shape or a device does not fit.
+            RuntimeError: a reentrant checkpoint may have read the memory, and would recompute from other contents.
         """
         sizes = {"batch": self.batch_size, "heads": self.num_heads}
         self._check("key", key, "batch heads tokens head_dim", {**sizes, "head_dim": self.head_dim})
         sizes["tokens"] = key.shape[2]
         self._check("value", value, "batch heads tokens value_dim", {**sizes, "value_dim": self.value_dim})
-        if mask is None:
-            mask = torch.ones(self.batch_size, key.shape[2], dtype=torch.bool, device=self.device)
-        self._check_store_mask(mask, key.shape[2])
-        place = mask.cumsum(-1)  # (batch, tokens): 1 for the first token that its row stores, then 2, …
-        counts = mask.sum(-1)  # (batch,)
-        stays = mask & (place > counts[:, None] - self.capacity)
-        row, token = stays.nonzero(as_tuple=True)
+        if key_mask is None:
+            key_mask = torch.ones(self.batch_size, key.shape[2], dtype=torch.bool, device=self.device)
+        check_key_mask(key_mask, key[:, 0])
+        if self._read_without_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the memory was read without gradients and is written with them. In a reentrant checkpoint, {ADVICE}. "
+                "Otherwise, store under torch.no_grad() too"
+            )
+        place = key_mask.cumsum(-1)  # (batch, tokens): 1 for the first token that its row stores, then 2, …
+        counts = key_mask.sum(-1)  # (batch,)
+        row, token = (key_mask & (place > counts[:, None] - self.capacity)).nonzero(as_tuple=True)
         slot = (torch.tensor(self._next, device=self.device)[row] + place[row, token] - 1) % self.capacity
-        self._keys[row, :, slot] = key[row, :, token]
-        self._values[row, :, slot] = value[row, :, token]
+        self._keys[row, :, slot] = key.detach()[row, :, token]
+        self._values[row, :, slot] = value.detach()[row, :, token]
         self._next = [end + count for end, count in zip(self._next, counts.tolist())]
         self._writes += 1
 
     @_uncompiled
-    def search(self, query: Tensor, top_k: int, *, block_size: int | None = None) -> MemoryHits:
+    def search(self, query: Tensor, top_k: int) -> MemoryHits:
         """Find the memories whose keys have the greatest dot products with each query; every key is compared.
 
-        A memory whose score is NaN or −inf is never found. Among keys whose scores agree up to rounding, ``block_size``
-        and the memory's place may decide which ones are found; where the products are exact, as with whole numbers,
-        the newer are.
+        A memory whose score is NaN or −inf is never found. Of memories that compete for the last place with scores
+        that are equal up to rounding, any may be found.
 
         Args:
             query: (batch, heads, tokens, head_dim).
             top_k: how many to find for each token and head.
-            block_size: how many keys are scored at a time; default: chosen for speed.
 
         Returns:
-            ``MemoryHits``, best first, of equal scores the newer first; if fewer than ``top_k`` are found, the rest is
-            masked. The scores pass their gradient on to ``query``; the stored keys and values have none.
+            ``MemoryHits``; if fewer than ``top_k`` are found, the rest is masked.
 
         Raises:
-            TypeError: ``query`` is not a tensor of the memory's dtype, or ``top_k`` or ``block_size`` is not an int.
-            ValueError: a shape or a device does not fit, or ``top_k`` or ``block_size`` is below 1.
-            RuntimeError: a checkpoint is recomputed, and the memory was written after it was last read.
+            TypeError: ``query`` is not a tensor of the memory's dtype, or ``top_k`` is not an int.
+            ValueError: a shape or a device does not fit, or ``top_k`` is below 1.
         """
         self._check_query(query, top_k)
-        if block_size is not None:
-            check_count("block_size", block_size)
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device=self.device)
         held = self._held()
         alike = all(of_row == held[0] for of_row in held)  # then all rows are searched together
         for row, of_row in enumerate(held[:1] if alike else held):
             if of_row:
                 rows = slice(None) if alike else slice(row, row + 1)
-                width = min(top_k, len(of_row))
+                width, last = min(top_k, len(of_row)), of_row.stop - 1
                 with without_autocast(self.device):
-                    ids[rows, ..., :width] = best_ids(query[rows], self._keys[rows], of_row, width, block_size)
+                    slots = best_slots(query[rows], self._keys[rows], self._slots(of_row), width)
+                ids[rows, ..., :width] = torch.where(slots < 0, -1, last - (last - slots) % self.capacity)
         return self._fetch(query, ids)
 
     def clear(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
@@ -198,7 +217,17 @@ class KVMemory:
             TypeError: ``rows`` holds something else.
             ValueError: a row is outside 0 … batch − 1, or a boolean tensor has another shape.
         """
-        for row in self._check_rows(rows):
+        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
+            check_shape("rows", rows, "batch", {"batch": self.batch_size})
+            rows = rows.nonzero()
+        if isinstance(rows, Tensor):
+            rows = rows.flatten().tolist()
+        chosen = range(self.batch_size) if rows is None else rows if isinstance(rows, Sequence) else [rows]
+        for row in chosen:
+            check_count("rows", row, at_least=0)
+            if row >= self.batch_size:
+                raise ValueError(f"rows must be between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
+        for row in chosen:
             self._cleared[row] = self._next[row]
             self._keys[row] = 0
             self._values[row] = 0
@@ -241,24 +270,14 @@ class KVMemory:
         self._writes += 1
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the memory to a single safetensors file, with a checksum.
-
-        The file is written beside ``path`` under a name that ends in ``.partial``, and then renamed. A crash leaves the
-        old file as it was, with at worst a partial one beside it.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
+        """Write the memory to a single safetensors file, with a checksum. A crash leaves the old file as it was, with
+        at worst an unfinished one beside it, whose name ends in ``.partial``. OSError: the file cannot be written."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_file(path, tensors, {name: getattr(self, name) for name in SIZES})
 
     @classmethod
     def load(cls, path: str | os.PathLike, *, device: torch.device | str | None = None) -> "KVMemory":
-        """Read the memory that ``save`` wrote, bit for bit; its ids continue where they stopped.
-
-        Args:
-            path: the file.
-            device: where to keep the memory; default: torch's default.
+        """Read the memory that ``save`` wrote, bit for bit, onto a device; its ids continue where they stopped.
 
         Raises:
             OSError: the file cannot be read.
@@ -277,13 +296,20 @@ class KVMemory:
         firsts = (max(cleared, end - self.capacity) for cleared, end in zip(self._cleared, self._next))
         return [range(first, end) for first, end in zip(firsts, self._next)]
 
+    def _slots(self, ids: range) -> list[slice]:
+        """The slots of consecutive ids: one slice, or two if they wrap around the end of the ring."""
+        start = ids.start % self.capacity
+        stop = start + len(ids)
+        if stop <= self.capacity:
+            return [slice(start, stop)]
+        return [slice(start, self.capacity), slice(0, stop - self.capacity)]
+
     def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
         """The memories with these ids, −1 = none, best first; their scores carry the gradient of the query."""
-        self._check_unchanged()
         keys = self._copy(self._keys, ids)  # (batch, heads, tokens, top_k, head_dim)
         scores = score_keys(query, keys, ids >= 0)
-        nan = scores.isnan()
-        scores, found = scores.masked_fill(nan, -torch.inf), ids.masked_fill(nan, -1)
+        found = ids.masked_fill(~(scores > -torch.inf), -1)  # NaN and −inf find nothing
+        scores = scores.masked_fill(found < 0, -torch.inf)
         order = best_first(scores.detach(), found)
         found = found.gather(-1, order)
         if not torch.equal(found, ids):  # the search rounded differently
@@ -299,20 +325,11 @@ class KVMemory:
         copy = ring.flatten(0, 2).index_select(0, slots).view(*ids.shape, ring.shape[-1])
         return copy.masked_fill_((ids < 0).unsqueeze(-1), 0)
 
-    def _keys_of(self, row: int, head: int) -> Tensor:
-        """The keys that a row holds, oldest first: (length, head_dim)."""
-        held = self._held()[row]
-        return self._keys[row, head, torch.arange(held.start, held.stop, device=self.device) % self.capacity]
-
-    def _check_unchanged(self) -> None:
-        """A search in the middle of a backward pass repeats an earlier one, and must find what that one found."""
-        if torch._C._current_graph_task_id() == -1:
-            self._writes_seen = self._writes
-        elif self._writes != self._writes_seen:
-            raise RuntimeError(
-                "a checkpoint is recomputed, but the memory has been written since it was read; call remember after "
-                "backward, or read before: checkpoint(layer, x, layer.read(x, memory))"
-            )
+    @_uncompiled
+    def _guard(self, output: Tensor) -> Tensor:
+        """What a forward computed from this memory. If a checkpoint recomputes it from other contents, that fails."""
+        self._read_without_grad = not torch.is_grad_enabled()
+        return _SameContents.apply(output, torch.tensor(self._writes, device="cpu"))
 
     def _check_query(self, query: Tensor, top_k: int) -> None:
         sizes = {"batch": self.batch_size, "heads": self.num_heads, "head_dim": self.head_dim}
@@ -323,26 +340,3 @@ class KVMemory:
         check_tensor(name, tensor)
         check_shape(name, tensor, axes, sizes)
         check_same(memory=self._keys, **{name: tensor})
-
-    def _check_store_mask(self, mask: object, tokens: int) -> None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"mask must be a boolean tensor, True = store; got {got}")
-        check_shape("mask", mask, "batch tokens", {"batch": self.batch_size, "tokens": tokens})
-        if mask.device != self.device:
-            raise ValueError(f"mask must be on the device of memory, {self.device}; got {mask.device}")
-
-    def _check_rows(self, rows: int | Sequence[int] | Tensor | None) -> list[int]:
-        if rows is None:
-            return list(range(self.batch_size))
-        if isinstance(rows, Tensor):
-            if rows.dtype == torch.bool:
-                check_shape("rows", rows, "batch", {"batch": self.batch_size})
-                rows = rows.nonzero().flatten()
-            rows = rows.flatten().tolist()
-        rows = list(rows) if isinstance(rows, Sequence) else [rows]
-        for row in rows:
-            check_count("rows", row, at_least=0)
-            if row >= self.batch_size:
-                raise ValueError(f"rows must be between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
-        return rows

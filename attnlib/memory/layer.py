@@ -30,8 +30,8 @@ class MemoryAttention(nn.Module):
     ``fusion="gate"`` takes two and mixes them: ``g · memory + (1 − g) · local`` with ``g = sigmoid(gate)`` for each
     head. The heads are joined and go through ``out_proj``.
 
-    Reading and storing are two calls: ``forward`` only reads, ``remember`` only stores. Call ``remember`` after
-    ``forward``; otherwise tokens find themselves in the memory.
+    ``forward`` only reads, ``remember`` only stores. Call ``remember`` after ``forward``; otherwise tokens find
+    themselves in the memory.
 
     Args:
         d_in: size of a token's vector.
@@ -42,8 +42,7 @@ class MemoryAttention(nn.Module):
         top_k: how many memories each token and head may see.
         fusion: "joint" or "gate".
         qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
-        head_dim: size of each head's queries, keys and values; default: ``d_out / num_heads``, which splits d_out
-            between the heads. ``head_dim=d_out`` gives every head the full size.
+        head_dim: size of each head's queries, keys and values; default: ``d_out / num_heads``.
 
     Attributes:
         W_query, W_key, W_value: ``nn.Linear(d_in, num_heads · head_dim)``; out_proj:
@@ -110,10 +109,9 @@ class MemoryAttention(nn.Module):
     def forward(self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Compute the context vectors of x. Nothing is stored; that is what ``remember`` is for.
 
-        ``torch.utils.checkpoint`` runs forward a second time, during the backward pass, and by then the memory may have
-        grown. If you call ``remember`` before ``backward``, read first and pass on what was found:
-        ``checkpoint(layer, x, layer.read(x, memory))``. The same call works under ``torch.export`` and
-        ``torch.func.vmap``, which cannot search a memory.
+        ``torch.utils.checkpoint`` recomputes forward during the backward pass. To call ``remember`` before that, read
+        outside the checkpoint: ``checkpoint(layer, x, layer.read(x, memory))``. ``torch.export`` and
+        ``torch.func.vmap`` cannot search a memory, so they need the hits as well.
 
         Args:
             x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
@@ -128,7 +126,7 @@ class MemoryAttention(nn.Module):
         Raises:
             TypeError: x or ``memory`` is of the wrong kind, or a dtype does not fit.
             ValueError: a shape, a size or a device does not fit.
-            RuntimeError: a checkpoint is recomputed, and the memory was written after it was last read.
+            RuntimeError: in backward, if a checkpoint recomputed forward from a memory that had changed.
         """
         rows, visible, padding = self._rows(x, key_mask)
         query, (key, value) = self._query(rows), self._key_value(rows)
@@ -141,24 +139,20 @@ class MemoryAttention(nn.Module):
             heads = self._fuse(local, average_values(hits.scores, hits.values.to(value.dtype), dropout_p))
         joined = join_heads(heads)  # (batch, tokens, num_heads * head_dim)
         context = self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
+        if isinstance(memory, KVMemory):
+            context = memory._guard(context)
         return context if x.ndim == 3 else context.squeeze(0)
 
-    @torch.no_grad()
     def remember(self, x: Tensor, memory: KVMemory, key_mask: Tensor | None = None) -> None:
-        """Store the keys and values of x in the memory, without their gradient.
+        """Store the keys and values of the real tokens of x in the memory, without their gradient.
 
-        Args:
-            x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
-            memory: a memory with the same batch size, from ``new_memory``.
-            key_mask: boolean (batch, tokens), or (tokens,) like x, True = store; default: store all. Each row gets as
-                many memories as it has real tokens.
-
-        Raises:
-            TypeError, ValueError: as ``forward``. The memory is then unchanged.
+        Arguments and errors as for ``forward``; and a RuntimeError if a reentrant checkpoint may have read the memory
+        and not yet been recomputed. After an error, the memory is as it was.
         """
-        rows, _, padding = self._rows(x, key_mask)
-        self._check_memory(memory)
-        key, value = self._key_value(rows)
+        with torch.no_grad():
+            rows, _, padding = self._rows(x, key_mask)
+            self._check_memory(memory)
+            key, value = self._key_value(rows)
         memory.add(key.to(memory.dtype), value.to(memory.dtype), None if padding is None else ~padding.squeeze(-1))
 
     @torch.no_grad()

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.memory import KVMemory, MemoryHits
-from attnlib.memory.hits import score_keys
-from attnlib.memory.search import best_first
+from attnlib.memory.hits import best_first, score_keys
 from attnlib.sharded.ring import Ring
 
 
@@ -32,9 +31,8 @@ def sharded_search(
         group: the processes; default: all.
 
     Returns:
-        ``MemoryHits`` with ids of the whole memory, the same on every process: what one memory that holds everything
-        would return, best first, newer first among equal scores. Scores are computed from this process's ``query``,
-        so its gradient flows.
+        ``MemoryHits`` with ids of the whole memory, the same on every process: what ``KVMemory.search`` promises for
+        one memory that holds everything. The gradient flows to this process's ``query``.
 
     Raises:
         TypeError, ValueError: as ``KVMemory.search``; or queries, top_k or memories differ: then all processes raise,
