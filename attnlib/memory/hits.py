@@ -30,11 +30,8 @@ class MemoryHits(NamedTuple):
     mask: Tensor
 
     def stacked(self) -> Tensor:
-        """Return keys and values as one tensor, (batch, tokens, top_k, 2, head_dim): index 0 of the 2 holds the keys,
-        index 1 the values.
-
-        Raises:
-            ValueError: the memory has more than one head, or head_dim differs from value_dim.
+        """Return keys and values as one tensor, (batch, tokens, top_k, 2, head_dim), keys first. ValueError: the memory
+        has more than one head, or head_dim differs from value_dim.
 
         >>> hits = MemoryHits(torch.rand(2, 1, 7, 3, 5), torch.rand(2, 1, 7, 3, 5), *[torch.empty(2, 1, 7, 3)] * 3)
         >>> hits.stacked().shape
@@ -62,8 +59,7 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
         keys (b_s, num_heads, seq_len, head_dim, top_k) and values (b_s, num_heads, seq_len, top_k, head_dim).
 
     Raises:
-        TypeError: ``stacked`` is not a floating-point tensor, or ``num_heads`` is not an int.
-        ValueError: another shape, or embed_dim is not divisible by ``num_heads``.
+        TypeError, ValueError: a wrong kind or shape, or embed_dim is not divisible by ``num_heads``.
 
     >>> keys, values = split_memory_heads(torch.rand(2, 7, 5, 2, 12), num_heads=3)
     >>> keys.shape, values.shape
@@ -85,8 +81,8 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
 def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) -> Attended:
     """Let each token attend to the memories that were found for it, and to no others.
 
-    Formula: as ``attend``, with j running over the token's own top_k: ``scores_tj = scale · q_t · k_tj``. The scores
-    are computed from ``query``, so it gets a gradient even if it is not the query that searched.
+    Formula: as ``attend``, with ``scores_tj = scale · q_t · k_tj`` for the token's own top_k. The scores are computed
+    from ``query``, so it gets a gradient even if it is not the query that searched.
 
     Args:
         query: (batch, heads, tokens, head_dim).
@@ -99,8 +95,7 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
         where nothing was found. ``merge`` joins it with attention to other keys.
 
     Raises:
-        TypeError: ``query`` is not a floating-point tensor, ``hits`` is not a ``MemoryHits``, or dtypes differ.
-        ValueError: shapes or devices do not fit.
+        TypeError, ValueError: kinds, dtypes, shapes or devices do not fit.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.2.
 

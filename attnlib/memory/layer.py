@@ -124,8 +124,7 @@ class MemoryAttention(nn.Module):
             (batch, tokens, d_out), or (tokens, d_out).
 
         Raises:
-            TypeError: x or ``memory`` is of the wrong kind, or a dtype does not fit.
-            ValueError: a shape, a size or a device does not fit.
+            TypeError, ValueError: x or ``memory`` is of the wrong kind, dtype, shape, size or device.
             RuntimeError: in backward, if a checkpoint recomputed forward from a memory that had changed.
         """
         rows, visible, padding = self._rows(x, key_mask)

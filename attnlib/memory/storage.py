@@ -13,11 +13,7 @@ VERSION = 2
 
 
 def write_file(path: str | os.PathLike, tensors: dict[str, Tensor], sizes: dict[str, int]) -> None:
-    """Write to a file beside ``path``, then rename it: at any time, ``path`` is the complete old file or the new one.
-
-    Raises:
-        OSError: the file cannot be written; an old one is left as it was.
-    """
+    """Write to a file beside ``path``, then rename it: ``path`` is always the complete old file or the new one."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -37,12 +33,7 @@ def write_file(path: str | os.PathLike, tensors: dict[str, Tensor], sizes: dict[
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Read what ``write_file`` wrote: tensors on the CPU, and sizes.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is truncated, altered, foreign, or of another format version.
-    """
+    """Read what ``write_file`` wrote: tensors on the CPU, and sizes. ValueError: not the file that was written."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -51,7 +51,8 @@ class Ring:
 
         Returns:
             A function that waits for both, and returns what arrived. Like ``pass_on``, it raises ``ConnectionError``
-            if a process died, or did not answer within the time-out of the group.
+            if a process died, or did not answer in time: at most the group's time-out for each transfer, and
+            ``GRACE`` for each rank between this one and the one to blame.
         """
         if self.size == 1:
             return lambda: tensors
@@ -98,19 +99,11 @@ class Ring:
     ) -> list[dict[str, torch.Size]]:
         """Compare what all processes were asked to do, so that a mistake becomes an error everywhere.
 
-        Args:
-            check: raises if this process's own arguments are wrong.
-            tensors: these need the same dtype and shape on all processes, except along ``free_axis``.
-            facts: what else must be the same on all processes, by name; read after ``check``.
-            free_axis: the axis whose length may differ; default: none.
+        ``check`` raises if this process's own arguments are wrong. All tensors need the same dtype and shape
+        everywhere, except along ``free_axis``; ``facts``, read after ``check``, must be the same too.
 
         Returns:
             The shapes of every rank's tensors, by name.
-
-        Raises:
-            TypeError, ValueError: ``check`` raised it here; or another rank refused its arguments; or a rank differs
-                from rank 0, and the message says how.
-            ConnectionError: a process is missing.
         """
         error = mine = None
         try:
@@ -124,9 +117,8 @@ class Ring:
             mine = said, {name: tensor.shape for name, tensor in tensors.items()}
         except (TypeError, ValueError) as refused:
             error = refused
-        self.gather(
-            [torch.zeros(1, device="cuda" if self.is_nccl else "cpu")]
-        )  # a roll call, which names who is missing
+        roll_call = torch.zeros(1, device="cuda" if self.is_nccl else "cpu")
+        self.gather([roll_call])  # names who is missing
         everybody: list = [None] * self.size
         dist.all_gather_object(everybody, mine, group=self.group)
         if error is not None:

@@ -44,7 +44,8 @@ def sharded_attend(
         TypeError, ValueError: as ``attend``; or the processes disagree on dtypes, sizes, ``is_causal``, ``scale`` or
             whether gradients are wanted: then all raise, and the message names the rank.
         RuntimeError: torch.distributed is not initialised.
-        ConnectionError: a process died, or did not answer within the time-out of the group; the message names its rank.
+        ConnectionError: a process died or did not answer; the message names its rank. Each transfer may wait for the
+            time-out of the group, and finding out whom to blame takes up to 2 seconds a rank more.
 
     Source: Liu, Zaharia and Abbeel 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
 
@@ -78,14 +79,7 @@ def ring_attend(
 
 
 class Plan(NamedTuple):
-    """Who holds which tokens, and how they travel.
-
-    Attributes:
-        ring: the processes.
-        scale: factor on the scores.
-        is_causal: whether the future is hidden.
-        q_tokens, kv_tokens: the length of each rank's share.
-    """
+    """Who holds which tokens, the length of each rank's share, and how they travel."""
 
     ring: Ring
     scale: float

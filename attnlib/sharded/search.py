@@ -35,10 +35,9 @@ def sharded_search(
         one memory that holds everything. The gradient flows to this process's ``query``.
 
     Raises:
-        TypeError, ValueError: as ``KVMemory.search``; or queries, top_k or memories differ: then all processes raise,
-            and the message names the rank.
+        TypeError, ValueError: as ``KVMemory.search``; or queries, top_k or memories differ: then all processes raise.
         RuntimeError: torch.distributed is not initialised.
-        ConnectionError: a process died, or did not answer within the time-out of the group; the message names its rank.
+        ConnectionError: as ``sharded_attend``.
 
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # a group of one
     >>> memory = KVMemory(capacity=3, num_heads=1, head_dim=1)
