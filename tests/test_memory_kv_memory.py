@@ -31,8 +31,7 @@ def whole_numbers(*shape, seed, size=3):
 
 
 def check_hits(hits, everything, top_k):
-    """The best of `everything`, each once, best first, of equal scores the newer first; nothing where there is none.
-    Of those that compete for the last place with equal scores, any may be found."""
+    """The best of `everything`, best first, of equal scores the newer first; nothing where there is none."""
     for place in torch.cartesian_prod(*map(torch.arange, hits.ids.shape[:3])).view(-1, 3).tolist():
         row, head, token = place
         known = {hit[1]: hit for hit in everything[row][head][token]}
@@ -42,9 +41,7 @@ def check_hits(hits, everything, top_k):
         )
         assert hits.mask[row, head, token].tolist() == [True] * found + [False] * (top_k - found)
         best = [known[number] for number in ids[:found].tolist()]
-        assert [hit[0] for hit in best] == sorted((hit[0] for hit in known.values()), reverse=True)[:found]
-        assert best == sorted(best, key=lambda hit: hit[:2], reverse=True)
-        assert len(set(ids[:found].tolist())) == found
+        assert best == sorted(known.values(), key=lambda hit: hit[:2], reverse=True)[:found]
         assert scores.tolist() == [hit[0] for hit in best] + [-torch.inf] * (top_k - found)
         assert keys[:found].tolist() == [hit[2] for hit in best]
         assert values[:found].tolist() == [hit[3] for hit in best]

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnlib._validate import check_count, check_key_mask, check_same, check_shape, check_tensor
 from attnlib.attend import without_autocast
 from attnlib.memory.hits import MemoryHits, best_first, score_keys
-from attnlib.memory.search import best_slots
+from attnlib.memory.search import best_ids
 from attnlib.memory.storage import read_file, write_file
 
 SIZES = ("capacity", "num_heads", "head_dim", "value_dim", "batch_size")
@@ -180,8 +180,8 @@ class KVMemory:
     def search(self, query: Tensor, top_k: int) -> MemoryHits:
         """Find the memories whose keys have the greatest dot products with each query; every key is compared.
 
-        A memory whose score is NaN or −inf is never found. Of memories that compete for the last place with scores
-        that are equal up to rounding, any may be found.
+        A memory whose score is NaN or −inf is never found. Rounding may decide which of equal keys are found; where
+        the products are exact, as with whole numbers, the newer are.
 
         Args:
             query: (batch, heads, tokens, head_dim).
@@ -201,10 +201,9 @@ class KVMemory:
         for row, of_row in enumerate(held[:1] if alike else held):
             if of_row:
                 rows = slice(None) if alike else slice(row, row + 1)
-                width, last = min(top_k, len(of_row)), of_row.stop - 1
+                width = min(top_k, len(of_row))
                 with without_autocast(self.device):
-                    slots = best_slots(query[rows], self._keys[rows], self._slots(of_row), width)
-                ids[rows, ..., :width] = torch.where(slots < 0, -1, last - (last - slots) % self.capacity)
+                    ids[rows, ..., :width] = best_ids(query[rows], self._keys[rows], of_row, width)
         return self._fetch(query, ids)
 
     def clear(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
@@ -295,14 +294,6 @@ class KVMemory:
         """The ids that each row holds."""
         firsts = (max(cleared, end - self.capacity) for cleared, end in zip(self._cleared, self._next))
         return [range(first, end) for first, end in zip(firsts, self._next)]
-
-    def _slots(self, ids: range) -> list[slice]:
-        """The slots of consecutive ids: one slice, or two if they wrap around the end of the ring."""
-        start = ids.start % self.capacity
-        stop = start + len(ids)
-        if stop <= self.capacity:
-            return [slice(start, stop)]
-        return [slice(start, self.capacity), slice(0, stop - self.capacity)]
 
     def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
         """The memories with these ids, −1 = none, best first; their scores carry the gradient of the query."""
