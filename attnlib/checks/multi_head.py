@@ -177,7 +177,7 @@ def _multi_head_cases() -> list[tuple]:
     cases = [(*draw(11 + sum(shape), *[shape] * 3, scale=2.0), heads) for shape, heads in sizes]
     query, key, value = draw(10, *[(2, 6, 4)] * 3)
     rising = torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0, 1200.0])[:, None]  # what is visible underflows
-    cases.append((torch.ones_like(query), key + rising, value, 2))
+    cases.append((torch.ones_like(query), key + 20 * rising, value, 2))
     cases.append((query * (rising > 0), key, value, 2))  # scores that are exactly 0
     return [*cases, (*draw(9, *[(2, 4, 6)] * 3, double=True), 3)]
 
@@ -194,6 +194,8 @@ check_multi_head = Exercise(
     joined(query, key, value, num_heads, lambda s: s.softmax(-1))  # The future is not hidden.
     joined(query, key, value, num_heads, lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden too: use triu(1).
     joined(query, key, value, num_heads, lambda s: filled(s, -100.0))  # Real scores may be lower: use −inf.
+    joined(query, key, value, num_heads, lambda s: filled(s, -1e4))  # Real scores may be lower: use −inf.
+    joined(query, key, value, num_heads, lambda s: hidden(s, ~later(s)))  # masked_fill hides where its mask is True.
     joined(query, key, value, num_heads, lambda s: s.tril().softmax(-1))  # exp(0) is 1: hide scores with −inf.
     joined(query, key, value, num_heads, lambda s: hidden(s, s.tril() == 0))  # Real scores may be 0: use positions.
     joined(query, key, value, num_heads, lambda s: share(seen(s)))  # What a query sees may underflow: hide the scores.
