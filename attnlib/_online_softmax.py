@@ -11,19 +11,12 @@ from attnlib.attend import Attended, logsumexp_dtype, without_autocast
 
 
 class Blocks(NamedTuple):
-    """How the scores are cut into blocks, and which of them count.
-
-    Attributes:
-        scale: factor on the scores.
-        block_size: the most queries, and the most keys, in one block.
-        mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend; None if every query may see every key.
-        lead: query i may see keys j ≤ i + lead, so 0 means causal attention; None hides nothing.
-    """
+    """How the scores are cut into blocks, and which of them count."""
 
     scale: float
-    block_size: int = 256
-    mask: Tensor | None = None
-    lead: int | None = None
+    block_size: int = 256  # the most queries, and the most keys, in one block
+    mask: Tensor | None = None  # as in ``attend``
+    lead: int | None = None  # query i may see keys j ≤ i + lead, so 0 means causal attention; None hides nothing
 
     def pairs(self, query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
         """Yield the rows, columns and mask of each block in which some query may see some key."""
@@ -107,12 +100,7 @@ class OnlineSoftmax:
 
         Formula: with ``w_ij = exp(scores_ij − top_i) / total_i``, ``dv_j = Σ_i w_ij do_i`` and
         ``dscores_ij = w_ij (do_i · v_j − do_i · o_i + dlogsumexp_i)``. Since top and total cover *all* keys, key and
-        value may be just some of them: the gradients of the parts add up.
-
-        Args:
-            qkv: query, key, value.
-            gradient: the gradients of ``attended()``.
-            blocks: as in ``update``.
+        value may be just some of them: the gradients of the parts add up. ``gradient`` is that of ``attended()``.
 
         Source: Dao et al. 2022 (FlashAttention), appendix B.4, plus a term for the log-sum-exp.
         """
@@ -120,10 +108,8 @@ class OnlineSoftmax:
         grad_query, grad_key, grad_value = (torch.zeros_like(t, dtype=self.total.dtype) for t in qkv)
         top, total = (t[..., None] for t in self._finite())  # (…, q_tokens, 1)
         grad_output = gradient.output / total  # divide here, once, rather than every weight
-        shift = (grad_output * self.numerator / total).sum(-1, keepdim=True)
-        shift = shift - (gradient.logsumexp.to(total.dtype)[..., None] / total).masked_fill(
-            self.total[..., None] == 0, 0.0
-        )
+        grad_logsumexp = gradient.logsumexp.to(total.dtype)[..., None].masked_fill(self.total[..., None] == 0, 0.0)
+        shift = (grad_output * self.numerator).sum(-1, keepdim=True) / total - grad_logsumexp / total
         with without_autocast(query.device):
             for rows, columns, mask in blocks.pairs(query, key):
                 q, k, v = self._cut(query, key, value, rows, columns)

@@ -95,8 +95,7 @@ def check_options(is_causal: object, scale: object) -> None:
 def check_bool(name: str, value: object) -> None:
     """TypeError unless True or False: elsewhere a word such as "no" counts as true."""
     if type(value).__module__ == "numpy":
-        kind = type(value).__name__
-        raise TypeError(f"{name} must be a Python bool; got numpy.{kind} (wrap it in bool())")
+        raise TypeError(f"{name} must be a Python bool; got numpy.{type(value).__name__} (wrap it in bool())")
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool; got {type(value).__name__}")
 
@@ -108,9 +107,8 @@ def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None
     """
     check_tensor("x", x)
     if not 2 <= x.ndim <= 3 or x.shape[-1] != d_in:
-        raise ValueError(
-            f"x must have shape (batch, tokens, d_in={d_in}) or (tokens, d_in={d_in}); got {tuple(x.shape)}"
-        )
+        shapes = f"(batch, tokens, d_in={d_in}) or (tokens, d_in={d_in})"
+        raise ValueError(f"x must have shape {shapes}; got {tuple(x.shape)}")
     if context_length is not None and x.shape[-2] > context_length:
         raise ValueError(f"x must have at most context_length={context_length} tokens; got {x.shape[-2]}")
 

@@ -46,8 +46,7 @@ def attend(
 
     Args:
         query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
-        key: (…, kv_tokens, head_dim).
-        value: (…, kv_tokens, value_dim).
+        key, value: (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim).
         mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend.
         is_causal: also hide the keys after each query (upper-left alignment, as in PyTorch).
         scale: factor on the scores; default: ``1/√head_dim``.
@@ -58,9 +57,8 @@ def attend(
         ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, dtypes differ, the mask is not boolean, ``is_causal`` is
-            not a bool, or ``scale`` or ``dropout_p`` is not a number.
-        ValueError: a shape or a device does not fit, or ``dropout_p`` is outside 0 … 1.
+        TypeError, ValueError: an argument is of the wrong kind, dtypes or devices differ, a shape does not fit, or
+            ``dropout_p`` is outside 0 … 1.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 
@@ -197,8 +195,7 @@ def merge(parts: Sequence[Attended]) -> Attended:
         What ``attend`` gives over the union of the keys, in the dtype of the parts' outputs.
 
     Raises:
-        TypeError: a part is not an ``Attended``, or dtypes differ.
-        ValueError: there are no parts, or shapes or devices do not fit together.
+        TypeError, ValueError: there are no parts, one is not an ``Attended``, or they do not fit together.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Milakov and Gimelshein 2018, "Online normalizer calculation
     for softmax".

@@ -25,20 +25,16 @@ def chunked_attend(
     recomputes the weights of each block.
 
     Args:
-        query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
-        key: (…, kv_tokens, head_dim).
-        value: (…, kv_tokens, value_dim).
-        mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend. It is sliced, never copied whole.
-        is_causal: also hide the keys after each query (upper-left alignment); blocks in the future cost nothing.
-        scale: factor on the scores; default: ``1/√head_dim``.
+        query, key, value, scale: as in ``attend``.
+        mask: as in ``attend``. It is sliced, never copied whole.
+        is_causal: as in ``attend``; blocks in the future cost nothing.
         block_size: for each leading index, at most this many queries times this many keys have scores at one time.
 
     Returns:
         ``Attended(output, logsumexp)`` as from ``attend``. Both can be differentiated once, and ``torch.vmap`` works.
 
     Raises:
-        TypeError: as ``attend``, or ``block_size`` is not an int.
-        ValueError: as ``attend``, or ``block_size`` is less than 1.
+        TypeError, ValueError: as ``attend``, or ``block_size`` is not a positive int.
         NotImplementedError: its gradient is differentiated again; use ``attend`` for that.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Rabe and Staats 2021, "Self-attention does not need O(n²)
@@ -52,8 +48,7 @@ def chunked_attend(
     """
     check_qkv(query, key, value, mask, is_causal, scale)
     check_count("block_size", block_size)
-    if scale is None:
-        scale = max(query.shape[-1], 1) ** -0.5
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     blocks = Blocks(scale, block_size, lead=0 if is_causal else None)
     output, logsumexp, *_ = _Chunked.apply(query, key, value, mask, blocks)
     return Attended(output, logsumexp)
@@ -79,10 +74,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, grad_logsumexp, *_):
         query, key, value, mask, numerator, total, top = ctx.saved_tensors
-        if grad_output is None:
-            grad_output = torch.zeros_like(numerator)
-        if grad_logsumexp is None:
-            grad_logsumexp = torch.zeros_like(total)
+        grad_output = torch.zeros_like(numerator) if grad_output is None else grad_output
+        grad_logsumexp = torch.zeros_like(total) if grad_logsumexp is None else grad_logsumexp
         tensors = query, key, value, mask, numerator, total, top, grad_output, grad_logsumexp
         return *_ChunkedGradient.apply(*tensors, ctx.blocks), None, None
 

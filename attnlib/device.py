@@ -8,13 +8,8 @@ import torch
 
 def _available() -> list[str]:
     """The kinds of device on this machine, the preferred one first."""
-    there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "xpu": torch.xpu.is_available(),
-        "cpu": True,
-    }
-    return [name for name, available in there.items() if available]
+    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    return [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
 
 
 def get_device(prefer: str | torch.device | None = None) -> torch.device:
@@ -23,14 +18,8 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
     The first that is given decides: ``prefer``, then the environment variable ``ATTNLIB_DEVICE``, then whichever of
     cuda, mps, xpu and cpu this machine has, in that order.
 
-    Args:
-        prefer: a device or its name, such as ``"cpu"`` or ``"cuda:1"``.
-
-    Returns:
-        A ``torch.device``.
-
     Raises:
-        TypeError: ``prefer`` is neither a device nor a string.
+        TypeError: ``prefer`` is neither a device nor a name, such as ``"cpu"`` or ``"cuda:1"``.
         ValueError: the device asked for is not on this machine, or is no device; the message lists those that are.
 
     >>> get_device("cpu")
@@ -55,14 +44,7 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
 def describe_device(device: torch.device | str) -> str:
     """Say in one line what a device is: its name, its memory, and the dtypes that attention can use on it.
 
-    Args:
-        device: a device of this machine, or its name.
-
-    Returns:
-        One line, such as ``cuda: NVIDIA H200, 139.8 GiB, float64 float32 bfloat16 float16``.
-
-    Raises:
-        TypeError, ValueError: as ``get_device``.
+    Such as ``cuda: NVIDIA H200, 139.8 GiB, float64 float32 bfloat16 float16``; errors as in ``get_device``.
 
     >>> describe_device("cpu").startswith("cpu: ")
     True

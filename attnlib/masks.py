@@ -12,17 +12,11 @@ def causal_mask(q_tokens: int, kv_tokens: int | None = None, *, device: torch.de
     Formula: ``mask[i, j] = (j <= i)``, aligned at the upper left, as ``is_causal=True`` of
     ``F.scaled_dot_product_attention`` is.
 
-    Args:
-        q_tokens: number of queries.
-        kv_tokens: number of keys; default: ``q_tokens``.
-        device: where to make the mask.
-
     Returns:
-        Boolean tensor (q_tokens, kv_tokens), True = may attend.
+        Boolean tensor (q_tokens, kv_tokens), True = may attend; by default there are as many keys as queries.
 
     Raises:
-        TypeError: a number of tokens is not an int.
-        ValueError: a number of tokens is negative.
+        TypeError, ValueError: a number of tokens is not an int, or is negative.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3.
 
@@ -51,9 +45,8 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
         Boolean tensor (batch, num_tokens), True = real, on the device of ``lengths``.
 
     Raises:
-        TypeError: ``lengths`` is not an integer tensor, or ``num_tokens`` not an int.
-        ValueError: ``lengths`` does not have exactly one axis, or a length is outside 0 … num_tokens. Lengths cannot be
-            read, and are not checked, under ``torch.compile``, ``torch.export`` and ``vmap`` and on meta.
+        TypeError, ValueError: an argument is of the wrong kind or shape, or a length is outside 0 … num_tokens. Lengths
+            cannot be read, and are not checked, under ``torch.compile``, ``torch.export`` and ``vmap`` and on meta.
 
     >>> padding_mask(torch.tensor([2, 0, 3]), 3)
     tensor([[ True,  True, False],

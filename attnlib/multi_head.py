@@ -24,16 +24,10 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
     Formula: ``out[…, h, t, c] = x[…, t, h · head_dim + c]`` with ``head_dim = d_out / num_heads``.
 
-    Args:
-        x: (…, tokens, d_out).
-        num_heads: how many heads; must divide d_out.
-
-    Returns:
-        (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
+    It takes (…, tokens, d_out) and gives (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor, or ``num_heads`` not an int.
-        ValueError: fewer than two axes, or d_out not divisible by ``num_heads``.
+        TypeError, ValueError: ``x`` is not a floating-point tensor, has fewer than two axes, or cannot be cut so.
 
     >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
     torch.Size([2, 3, 5, 4])
@@ -56,8 +50,7 @@ def join_heads(x: Tensor) -> Tensor:
     It takes (…, num_heads, tokens, head_dim) and gives (…, tokens, num_heads · head_dim).
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor.
-        ValueError: fewer than three axes.
+        TypeError, ValueError: ``x`` is not a floating-point tensor, or has fewer than three axes.
 
     >>> x = torch.rand(2, 5, 12)
     >>> torch.equal(join_heads(split_heads(x, 3)), x)
@@ -163,8 +156,7 @@ class MultiHeadAttention(nn.Module):
             is_causal: whether the copy hides later tokens.
 
         Raises:
-            TypeError: ``attention`` is not an ``nn.MultiheadAttention``.
-            ValueError: it has one of the options named above.
+            TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or has one of those options.
         """
         if not isinstance(attention, nn.MultiheadAttention):
             raise TypeError(f"attention must be an nn.MultiheadAttention; got {type(attention).__name__}")

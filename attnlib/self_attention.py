@@ -14,8 +14,7 @@ def context_vectors(x: Tensor) -> Tensor:
     Formula: ``softmax(x xᵀ) x``, a softmax over each row; x and the result are (…, tokens, d_in).
 
     Raises:
-        TypeError: ``x`` is not a floating-point tensor.
-        ValueError: ``x`` has fewer than two axes.
+        TypeError, ValueError: ``x`` is not a floating-point tensor, or has fewer than two axes.
 
     Source: Raschka 2024, "Build a Large Language Model (From Scratch)", section 3.3.
 

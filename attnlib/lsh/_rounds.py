@@ -84,7 +84,7 @@ def _merge_rounds(group: Group, sums: Tensor, tops: Tensor, totals: Tensor, outp
         merged = parts.mul_(weights[:, first:last, None]).sum(0)
         output[first:last] = torch.where(alone[first:last, None], values[first:last], merged)
     if group.real is not None:
-        output.masked_fill_(~group.real.flatten()[:, None], 0.0)
+        output.masked_fill_(~group.real, 0.0)
 
 
 @torch.library.custom_op("attnlib::lsh_backward", mutates_args=())
@@ -116,7 +116,7 @@ def lsh_backward(
         of_tokens = slice(1, 1 + total)
         d_output[of_tokens] = grad[which].flatten(0, 1)
         if group.real is not None:
-            d_output[of_tokens].masked_fill_(~group.real.flatten()[:, None], 0.0)
+            d_output[of_tokens].masked_fill_(~group.real, 0.0)
         inner[of_tokens] = (d_output[of_tokens] * output[which].flatten(0, 1)).sum(-1, keepdim=True)
         whole[of_tokens] = logsumexp[which].reshape(-1, 1)
         as_key, as_value, as_query = (layout.new(total, n).zero_() for n in (d, e, d))

@@ -172,7 +172,8 @@ class Group:
     layout: Layout
     buffers: Buffers
     heads: slice
-    real: Tensor | None  # (count, tokens)
+    table: Tensor  # (count · tokens, head_dim + value_dim): unit keys and values
+    real: Tensor | None  # (count · tokens, 1)
     norm: Tensor  # (1 + count · tokens,): factors that turn unit keys into queries, scale and log2 e included
     inverse_norm: Tensor  # (count · tokens, 1)
     own_codes: Tensor  # (num_hashes, 1 + count · tokens): the first codes of ``Rule.codes``, times HUGE
@@ -187,7 +188,8 @@ class Group:
         query = heads.query_key.to(layout.dtype)
         norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)  # (count, tokens, 1)
         inverse = norm.reciprocal().masked_fill_(norm == 0, 0.0)
-        table = buffers.table[1 : 1 + count * layout.tokens].view(count, layout.tokens, -1)
+        rows = buffers.table[1 : 1 + count * layout.tokens]
+        table = rows.view(count, layout.tokens, -1)
         torch.mul(query, inverse, out=table[..., : layout.head_dim])
         table[..., layout.head_dim :] = heads.value
         if heads.real is not None:
@@ -208,12 +210,9 @@ class Group:
         first, width = torch.arange(count, device=layout.device)[:, None, None], layout.chunks * c
         place = (slot + first * width).transpose(0, 1).flatten(1)
         taken = F.pad(heads.order + (1 + first * layout.tokens), (0, width - layout.tokens))
-        return cls(layout, buffers, which, heads.real, norm, inverse.flatten()[:, None], own_codes, codes, place, taken)
-
-    @property
-    def table(self) -> Tensor:
-        """Unit keys and values, (count · tokens, head_dim + value_dim)."""
-        return self.buffers.table[1 : 1 + self.place.shape[1]]
+        real = None if heads.real is None else heads.real.flatten()[:, None]
+        inverse = inverse.flatten()[:, None]
+        return cls(layout, buffers, which, rows, real, norm, inverse, own_codes, codes, place, taken)
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last chunk (exclusive) of each block, counted over all heads of the group."""

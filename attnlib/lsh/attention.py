@@ -62,9 +62,7 @@ def lsh_attention(
         (batch, heads, tokens, value_dim) in the dtype of ``value``, differentiable once. ``torch.vmap`` works.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor, dtypes differ, ``key_mask`` is not boolean, another
-            option is not a bool, or ``scale`` is not a number.
-        ValueError: a shape or a device does not fit, or ``chunk_size`` is less than 1.
+        TypeError, ValueError: an argument is of the wrong kind, dtypes or devices differ, or a shape does not fit.
         NotImplementedError: its gradient is differentiated again; ``attend`` can do that with a mask.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; N_ij is in its appendix A.

@@ -41,8 +41,8 @@ def random_rotations(
         (num_heads, num_hashes, head_dim, num_buckets // 2).
 
     Raises:
-        TypeError: a size is not an int, ``dtype`` is not a floating-point dtype, or ``generator`` is not a generator.
-        ValueError: a size is below 1, or ``num_buckets`` is odd.
+        TypeError, ValueError: a size is not a positive int, ``num_buckets`` is odd, ``dtype`` is not a floating-point
+            dtype, or ``generator`` is not a generator.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; Andoni et al. 2015, "Practical and optimal LSH for angular
     distance", section 3.
@@ -79,8 +79,7 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
         int64 (batch, heads, num_hashes, tokens), each in 0 … num_buckets − 1.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
-        ValueError: a shape or a device does not fit.
+        TypeError, ValueError: an argument is not a floating-point tensor, or a shape or a device does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2, "Locality sensitive hashing".
 
