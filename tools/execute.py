@@ -34,8 +34,10 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
     )
     for cell in notebook.cells:
         cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in KEPT if key in cell.metadata})
-        if cell.cell_type == "code" and "interactive" in cell.metadata.get("tags", []):
+        if "interactive" in cell.metadata.get("tags", []):
             cell.outputs = []
+        if "predict" in cell.metadata.get("tags", []):  # folded, in both of the ways that JupyterLab writes
+            cell.metadata.update(collapsed=True, jupyter={"outputs_hidden": True})
 
 
 def execute(path: Path) -> None:

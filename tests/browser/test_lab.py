@@ -146,18 +146,29 @@ def pictures_of(cells: list) -> int:
     return sum("<img" in output.get("data", {}).get("text/html", "") for cell in cells for output in cell.outputs)
 
 
+def folded_pictures_of(cells: list) -> int:
+    return pictures_of(tagged(cells, "predict"))
+
+
 @pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
-def test_a_fresh_clone_shows_every_picture_before_anything_is_run(path, opened):
+def test_a_fresh_clone_shows_every_picture_unrun_folds_its_predictions_and_is_not_marked_as_modified(path, lab, opened):
     page, cells = opened(path, "Light"), code_cells(path)
     assert pictures_of(cells)
-    check_pictures(page, pictures_of(cells))
+    check_pictures(page, pictures_of(cells) - folded_pictures_of(cells))
+    assert page.locator(".jp-OutputPlaceholder").count() == len(tagged(cells, "predict"))
+    wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel did not start")
+    assert page.locator(".jp-mod-dirty").count() == 0, "opening it marks it as modified"
+    page.locator(".jp-Notebook").press("Control+s")
+    saved = lab[1] / "notebooks" / path.name
+    wait_until(lambda: saved.stat().st_mtime > path.stat().st_mtime, 30, "it was not saved")
+    assert saved.read_bytes() == path.read_bytes(), "saving it untouched changes it"
     screenshot(page, path)
 
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path.stem[:2] in RUN], ids=RUN)
 def test_a_notebook_runs_on_a_dark_page_slides_and_hides_its_solutions(path, lab, opened):
     page, cells = opened(path, "Dark"), code_cells(path)
-    check_pictures(page, pictures_of(cells))
+    check_pictures(page, pictures_of(cells) - folded_pictures_of(cells))
     # A fresh kernel loses "Run All" until the page is connected to it.
     wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel did not start")
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
@@ -173,11 +184,14 @@ def test_a_notebook_runs_on_a_dark_page_slides_and_hides_its_solutions(path, lab
     errors = page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
     assert len(errors) == len(tagged(cells, "raises-exception")), errors
     check_pictures(page, pictures_of(cells) + len(tagged(cells, "interactive")))
+    assert page.locator(".jp-OutputPlaceholder").count() == 0, "running a cell opens its prediction"
     hidden = page.locator(".jp-CodeCell .jp-InputPlaceholder, .jp-CodeCell .jp-Placeholder").count()
     assert hidden >= len(tagged(cells, "solution"))
     text = page.locator(".jp-Notebook").inner_text()
-    assert text.count("○ Not written yet") >= len(tagged(cells, "exercise"))
-    assert text.count("✓") >= len(tagged(cells, "solution"))
+    assert "○ Not written yet" in text  # those on the core path: what is under a folded heading is not on the page
+    assert "Solution: ✓" in text
+    assert "Going deeper" in text
+    assert page.locator(".jp-MarkdownHeadingCollapsed, .jp-collapseHeadingButton.jp-mod-collapsed").count() >= 2
     slide(page)
     screenshot(page, path)
 
