@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlib.attend import Attended, attend
+from attnlib.attend import Attended, attend, attention
 from attnlib.chunked import chunked_attend
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
@@ -86,6 +86,14 @@ def test_equals_the_definition(is_causal):
     assert_close(actual.logsumexp, expected.logsumexp, rtol=0, atol=1e-12)
     for mine, theirs in zip(gradients(actual, (query, key, value), 1), gradients(expected, (query, key, value), 1)):
         assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_a_head_dim_of_one_is_not_scaled():
+    query, key, value = torch.ones(1, 1), torch.tensor([[1.0], [3.0]]), torch.eye(2)
+    want = torch.tensor([[1.0, 3.0]]).softmax(-1)
+    for output in (chunked_attend(query, key, value).output, attend(query, key, value).output):
+        assert_close(output, want)
+    assert_close(attention(query, key, value), want)
 
 
 def test_zero_head_dim():

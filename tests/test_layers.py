@@ -108,7 +108,7 @@ def run(layer, x, key_mask, real):
 
 @every_layer
 @pytest.mark.parametrize("where", PADDINGS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_padding_changes_nothing_whatever_it_holds(name, where, dtype):
     layer, x, real = make(name, dtype), tokens(dtype), padding(where)
     weights = LAYERS[name].has_weights
