@@ -8,7 +8,7 @@ from attnlib.checks.einsum import (
     check_loops_equation,
     check_matmul_equation,
 )
-from attnlib.checks.exercise import Verdict
+from attnlib.checks.judge import Verdict
 from attnlib.checks.lsh import check_combine_rounds, check_count_once, check_hash, check_sort_and_undo, check_visible
 from attnlib.checks.memory import check_joint, check_memory_keys, check_memory_scores, check_topk_attention
 from attnlib.checks.merging import check_log_sum_exp, check_merge, check_online_step, check_overlapping
