@@ -67,7 +67,7 @@ def moved(layer: Callable, x: Tensor, start: int, stop: int | None = None) -> Te
 
 def _score_cases() -> list[tuple[Tensor]]:
     cases = [(x,) for x in draw(3, (5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1), scale=3.0)]
-    far_apart = draw(4, (6, 6))[0] + torch.tensor([-30000.0, -100.0, 100.0, -1000.0, 1000.0, 0.0])[:, None]
+    far_apart = draw(4, (6, 6))[0] + torch.tensor([-1e12, -100.0, 100.0, -1000.0, 1000.0, 0.0])[:, None]
     rising = draw(5, (5, 5))[0] + torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0])  # what is visible underflows
     zeros = draw(6, (2, 5, 5))[0].round().clamp(-1, 1)  # real scores that are exactly 0
     return [*cases, (far_apart,), (rising,), (zeros,), (draw(7, (4, 4), double=True)[0] - 80,)]
@@ -83,15 +83,16 @@ check_causal_weights = Exercise(
     hidden(scores, ~later(scores))  # masked_fill hides where its mask is True: give it triu(diagonal=1).
     hidden(scores, later(scores, 0))  # The diagonal is hidden too, but a token may see itself: use triu(diagonal=1).
     hidden(scores, later(scores, 2))  # One later token can still be seen: use triu(diagonal=1), not 2.
-    filled(scores, -30.0); filled(scores, -100.0); filled(scores, -1e4)  # Scores may lie below a finite number: use −∞.
+    filled(scores, -30.0); filled(scores, -100.0); filled(scores, -1e9)  # Scores may lie below a finite number: use −∞.
     scores.tril().softmax(-1)  # The hidden scores are set to 0, and exp(0) is 1: set them to −inf.
     hidden(scores, scores.tril() == 0)  # A real score may be 0 too: build the mask from positions alone.
     seen(scores)  # A row does not sum to one: after hiding weights, divide each row by its sum.
-    share(seen(scores))  # The weights that are left can all round to 0: hide the scores, before the softmax.
-    seen(scores) / seen(scores).sum(-1)  # Each row is divided by the sum of another: use sum(dim=-1, keepdim=True).
+    share(seen(scores)); share(seen(scores)).nan_to_num()  # The weights left can all round to 0: hide scores instead.
+    seen(scores) / seen(scores).sum(-1)  # Columns are divided, not rows: use sum(dim=-1, keepdim=True).
     hidden(scores, later(scores), dim=-2)  # The softmax runs over the queries: use dim=-1, so that rows sum to one.
     hidden(scores, later(scores), dim=1)  # Axis 1 is the keys only without a batch: use dim=-1.
     scores.softmax(-1).masked_fill(later(scores), -torch.inf)  # The weights contain −∞: write it into the scores.
+    scores.masked_fill(later(scores), -torch.inf)  # These are still scores: softmax turns them into weights.
     seen(scores).softmax(-1); causal_weights(scores).softmax(-1)  # There is one softmax too many.
     share(scores.exp().tril())  # The exponentials overflow: subtract each row's largest visible score, or use softmax.
     """,
@@ -116,6 +117,9 @@ check_look_mask = Exercise(
     real(lengths, tokens) & square(tokens, 1)  # One later token can still be seen: tril(), not tril(1).
     real(lengths, tokens)  # The axis of the queries has size one: combine with the causal mask (tokens, tokens).
     look_mask(lengths, int(lengths.max()))  # The mask needs `tokens` rows and columns, even if no sentence fills them.
+    real(lengths, tokens).flip(-1) & square(tokens)  # Here the padding is on the right: the real tokens come first.
+    ~real(lengths, tokens) & square(tokens)  # Real and padding are swapped: a key is real if position < length.
+    look_mask(lengths, tokens) | torch.eye(tokens).bool()  # Padding sees itself here, but no query sees padding.
     """,
     "Right: True exactly where a real key is not later.",
 )
@@ -170,11 +174,17 @@ check_leak = Exercise(
     """
     moved(layer, x, position)[:position].max()  # A fall counts as much as a rise: take abs() before max().
     moved(layer, x, position)[:position].max().abs()  # abs() comes too late: take abs() before max().
-    moved(layer, x, position).abs().max()  # The tokens that you changed are compared too: stop before position.
+    moved(layer, x, position).abs().max()  # Tokens that you changed are compared: take only those before position.
     moved(layer, x, position, position + 1)[:position].abs().max()  # A leak may come from any later token: change all.
     moved(layer, x, position + 1)[:position].abs().max()  # The change starts one token too late: change position too.
     moved(layer, x, position)[: position + 1].abs().max()  # The output at position may move: stop before it.
     moved(layer, x, 0, position)[:position].abs().max()  # The past was changed: change the tokens from position on.
+    moved(layer, x, position)[: position - 1].abs().max()  # The output just before position is missing: [:position].
+    moved(layer, x, position - 1)[:position].abs().max()  # The change starts one token too early: leave that one.
+    moved(layer, x, 4)[:4].abs().max()  # The place is fixed at token 4: use position.
+    moved(layer, x, position)[:position].abs().max() > 1e-6  # This says whether there is a leak: return how large.
+    moved(layer, x, position)[:position].abs().min()  # This is the smallest change: take the largest.
+    moved(layer, x, position)[:position].abs().mean()  # The changes are averaged: take the largest.
     0.0; 1.0  # This gives the same for a layer that leaks and one that does not.
     moved(layer, x, -1)[:position].abs().max()  # Only the last token was changed: change all from position on.
     moved(layer, x, position)[position - 1].abs().max()  # Only one token is checked: take all before position.
