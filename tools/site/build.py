@@ -34,10 +34,7 @@ MODULES = {
     "checks": "Checks of the exercises",
 }
 INDEX = """\
-# Attention, worked by hand
-
-```{{include}} _about.md
-```
+{readme}
 
 ```{{toctree}}
 :hidden:
@@ -52,6 +49,7 @@ INDEX = """\
 
 {modules}
 kill_table
+CHANGELOG
 ```
 """
 
@@ -95,12 +93,11 @@ def prepare(source: Path) -> None:
     for name, title in MODULES.items():
         (source / f"api_{name}.rst").write_text(api_page(name, title), encoding="utf-8")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (source / "_about.md").write_text(readme.partition("\n## Set-up")[0].partition("\n")[2], encoding="utf-8")
-    (source / "kill_table.md").write_text(
-        "# What the checks reject\n\n" + readme.partition("<!-- kill table -->")[2].partition("<!--")[0],
-        encoding="utf-8",
-    )
+    table = readme.partition("<!-- kill table -->")[2].partition("<!--")[0]
+    (source / "kill_table.md").write_text(f"# What the checks reject\n\n{table}", encoding="utf-8")
+    shutil.copy(ROOT / "CHANGELOG.md", source)
     index = INDEX.format(
+        readme=readme.replace("](notebooks/", "](").replace("[CITATION.cff](CITATION.cff)", "`CITATION.cff`"),
         notebooks="\n".join(path.stem for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
         modules="\n".join(f"api_{name}" for name in MODULES),
     )
