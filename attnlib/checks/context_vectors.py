@@ -56,6 +56,7 @@ check_scores = Exercise(
     query @ tokens; (tokens * query).sum(0)  # This sums over the tokens: sum over the coordinates, dim=-1.
     (tokens * query).sum()  # Everything is summed into one number: each token has its own score.
     (tokens * query).mean(-1)  # This is the mean of the products: a dot product is their sum.
+    (tokens * query)[:, :3].sum(-1)  # Only three coordinates are summed: loop over all of them, range(len(query)).
     (tokens * query)[:, :-1].sum(-1)  # The last coordinate is skipped: the loop stops one too early.
     (tokens * query)[:, -1]  # Only the last product is kept: add each one to the sum so far.
     tokens * query  # The products are not summed yet: a score is one number for each token.
@@ -65,7 +66,7 @@ check_scores = Exercise(
     tokens @ query / query.norm(); tokens @ query / tokens.norm(dim=-1)  # A dot product is not divided by a length.
     tokens @ query / len(query) ** 0.5  # The root comes in notebook 02: return the plain dot product.
     (tokens - query).norm(dim=-1); (tokens - query).square().sum(-1)  # These are distances: use dot products.
-    tokens @ tokens[0]  # This compares the tokens with the first one: use the query that you are given.
+    tokens @ tokens[0]; tokens @ tokens[1]  # This compares the tokens with one of them: use the query you are given.
     tokens[0] @ query; tokens[-1] @ query  # This is the score of one token only: return one for each token.
     """,
     "Right: one dot product for each token.",
@@ -75,7 +76,7 @@ check_scores = Exercise(
 def _softmax_cases() -> list[tuple[Tensor]]:
     cases = [(x,) for x in draw(12, (4, 4), (3, 5), (2, 3, 5), (5,), (2, 150), (3, 1), (1, 4))]
     cases += [(100 * draw(19, (3, 5))[0] + 200,), (torch.tensor([[-1000.0, -1001, -1002], [1000, 1001, 1002]]),)]
-    cases += [(torch.tensor([[1000.0, -1000, 0, 999], [0, 0, 0, 0]]),)]
+    cases += [(torch.tensor([[1000.0, -1000, 0, 999], [0, 0, 0, 0]]),), (torch.tensor([-1000.0, -1001, -1003]),)]
     apart = draw(20, (2, 2, 3))[0] + torch.tensor([-900.0, 900.0])[:, None, None]  # from sentence to sentence
     return [*cases, (apart,), (draw(21, (2, 3), double=True)[0] + 800,)]
 
@@ -87,6 +88,8 @@ check_softmax = Exercise(
     """
     share(scores.exp()); share(scores.double().exp())  # exp overflows: subtract each row's largest score first.
     share((scores - scores.max()).exp())  # All rows lose one largest score, so a row far below is 0 / 0: use amax(-1).
+    share((scores - scores.abs().amax(-1, keepdim=True)).exp())  # Do without abs(): negative rows end up as 0 / 0.
+    less(scores) / scores.exp().sum(-1, keepdim=True)  # The sum must be over the shifted exponentials too.
     share((scores - scores.mean(-1, keepdim=True)).exp())  # The mean is subtracted: subtract each row's largest score.
     share((scores - scores.amax(-1)).exp())  # Column j loses the largest score of row j: add keepdim=True to amax.
     share(scores.exp()).nan_to_num()  # nan_to_num only hides the overflow: subtract each row's largest score first.
@@ -98,6 +101,7 @@ check_softmax = Exercise(
     scores.sigmoid()  # A sigmoid looks at each score alone: divide each row of exponentials by its sum.
     scores - scores.logsumexp(-1, keepdim=True)  # These are the logarithms of the weights: take exp of them.
     scores.exp() / scores.exp().sum(); less(scores) / less(scores).sum()  # Each row has its own sum: use dim=-1.
+    share(less(scores, 1), 1)  # dim=1 is the last axis of a matrix only: use dim=-1.
     less(scores, 0) / less(scores, 0).sum(0)  # The columns sum to one here: each row must, so use dim=-1.
     less(scores) / less(scores).sum(-1); scores.exp() / scores.exp().sum(-1)  # Add keepdim=True to the sum.
     share(less(scores / scores.shape[-1] ** 0.5))  # The scores are divided by a root: leave it out.
@@ -117,7 +121,9 @@ check_context_vectors = Exercise(
     share(pairs(tokens).exp()) @ tokens  # exp overflows for long tokens: use softmax.
     share((pairs(tokens) - pairs(tokens).max()).exp()) @ tokens  # All rows lose one largest score: use softmax.
     pairs(tokens).softmax(1) @ tokens  # dim=1 is the keys for one sentence, and the queries in a batch: use dim=-1.
-    pairs(tokens).softmax(-2) @ tokens; pairs(tokens).softmax(-1).mT @ tokens  # Each row must sum to one: use dim=-1.
+    pairs(tokens).softmax(-2) @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
+    pairs(tokens).softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
+    share(pairs(tokens)) @ tokens  # The exp is missing: negative scores give negative weights.
     pairs(tokens).softmax(0) @ tokens  # The softmax runs over the first axis: it must run over the keys, dim=-1.
     (pairs(tokens) / tokens.shape[-1] ** 0.5).softmax(-1) @ tokens  # The root comes in notebook 02: leave it out.
     cosines(tokens).softmax(-1) @ tokens  # The scores are cosines: use plain dot products here.
@@ -147,7 +153,9 @@ check_cosine_context = Exercise(
     pairs(tokens / tokens.square().sum(-1, keepdim=True)).softmax(-1) @ tokens  # The root is missing from the length.
     pairs(tokens.softmax(-1)).softmax(-1) @ tokens  # A softmax does not give length 1: divide by the norm.
     cosines(tokens) @ tokens  # Softmax is missing: cosines do not sum to one.
-    cosines(tokens).softmax(0) @ tokens; cosines(tokens).softmax(-1).mT @ tokens  # Each row must sum to one: dim=-1.
+    cosines(tokens).softmax(0) @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
+    cosines(tokens).softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
+    share(cosines(tokens)) @ tokens  # The exp is missing: negative cosines give negative weights.
     cosines(tokens).softmax(-1).softmax(-1) @ tokens  # Softmax is taken twice.
     cosines(tokens).softmax(-1)  # These are the weights, one step too early: average the tokens with them.
     cosines(tokens)  # These are the cosines: take the softmax of each row, and average the tokens.

@@ -114,7 +114,8 @@ class Judge:
                 hint = " Return True or False instead."
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{hint}{self.globals_hint()}")
         if watch.called:
-            return Verdict("✗", f"This exercise asks you to do without {watch.called}().")
+            operator = ", which @ calls" if watch.called == "matmul" else ""
+            return Verdict("✗", f"This exercise asks you to do without {watch.called}(){operator}.")
         if got is Ellipsis or (got is None and _is_stub(self.answer)):
             return self.unwritten
         if got is None:

@@ -48,6 +48,7 @@ check_weighted_average = Exercise(
     products(weights, values)[0]  # Only the first row is used: add up all rows before you return.
     products(weights, values)[-1]  # Only the last row is used: add each product to what you have so far.
     products(weights, values)[:-1].sum(0)  # The last row is skipped: the loop stops one token too early.
+    values @ weights  # This sums over the columns: put the weights first, weights @ values.
     (weights * values).sum(0); weights * values  # The columns are weighted here: write weights[:, None] * values.
     weights.softmax(0) @ values  # Softmax is taken again, but these are weights already.
     (weights[:, None] + values).sum(0)  # The weights are added to the rows: multiply each row by its weight.
