@@ -104,6 +104,12 @@ def share_one(v1):
     return v2
 
 
+def write_outside_no_grad(v1):
+    v2 = SelfAttention_v2(*v1.W_query.shape)
+    v2.W_query.weight.copy_(v1.W_query.T)
+    return v2
+
+
 def leave_one(v1):
     v2 = SelfAttention_v2(*v1.W_query.shape)
     v2.W_query, v2.W_key = carried(v1).W_query, carried(v1).W_key
@@ -243,6 +249,7 @@ WRONG_00_TO_04 = [
     (check_self_attention, lambda x, q, k, v: F.scaled_dot_product_attention(x @ q, x @ v, x @ k), "Key and value"),
     (check_linear, lambda x, weight, bias: torch.addmm(bias, x, weight.T), "Right for x (5, 3) and weight (2, 3)"),
     (check_linear, lambda x, weight, bias: (weight @ x.transpose(0, 1)).T + bias, "But for x (2, 5, 3)"),
+    (check_v2_from_v1, write_outside_no_grad, "Write into a parameter under torch.no_grad()"),
     (check_v2_from_v1, share_one, "shares weights with v1"),
     (check_v2_from_v1, leave_one, "still drawn at random"),
     (check_v2_from_v1, lambda v1: SelfAttention_v2(*v1.W_query.shape, qkv_bias=True), "has no bias here"),

@@ -110,6 +110,8 @@ class Judge:
             hint = watch.hint()
             if "torch.return_types" in str(error):
                 hint = " max(dim=…), sort and topk return values together with indices: take .values or .indices."
+            if "a leaf Variable that requires grad" in str(error):
+                hint = " Write into a parameter under torch.no_grad()."
             if isinstance(error, AssertionError) and isinstance(wanted, bool):
                 hint = " Return True or False instead."
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{hint}{self.globals_hint()}")
@@ -210,7 +212,7 @@ def _raised(error: Exception, answer: Callable) -> str:
     code, trace = getattr(answer, "__code__", None), traceback.walk_tb(error.__traceback__)
     lines = [linecache.getline(code.co_filename, number).strip() for frame, number in trace if frame.f_code is code]
     where = f" at `{lines[-1]}`" if lines and lines[-1] else ""
-    said = str(error).splitlines()[0] if str(error) else "no message"
+    said = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
     advice = " Count axes from the end: dim=-1 is the last." if said.startswith("Dimension out of range") else ""
     return f"raised {type(error).__name__}{where}: {said}.{advice}"
 

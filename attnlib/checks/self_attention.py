@@ -66,12 +66,15 @@ check_scaled_weights = Exercise(
     share(less(query @ key.T / query.shape[-1] ** 0.5, (0, 1)))  # Each row has its own largest score to subtract.
     divided(query @ key.T, query.shape[-1])  # The scores are divided by head_dim: divide by its square root, once.
     divided(query @ key.T, 2 * query.shape[-1])  # `/ d ** 1 / 2` divides by 2 d in Python: write d ** 0.5.
+    divided(query @ key.T, query.shape[-1] / 2)  # `(d ** 1 / 2)` is d / 2 in Python: write d ** 0.5.
+    divided(query @ key.T, query.shape[-1] ** -0.5)  # The scores are multiplied by √head_dim: divide them.
     divided(query @ key.T, 2**0.5); divided(query @ key.T, 2)  # The divisor is a fixed number: use √head_dim.
     divided(query @ key.T, len(key) ** 0.5)  # This is the root of the number of keys: use √head_dim.
+    divided(query @ key.T, len(query) ** 0.5)  # This is the root of the number of queries: use √head_dim.
     divided(query @ key.T) / query.shape[-1] ** 0.5  # The division comes after the softmax: divide the scores.
     scaled_weights(query, query)  # Queries are compared with queries: the scores are query @ key.T.
     scaled_weights(key, query)  # Query and key are swapped: row i belongs to query i, so query @ key.T.
-    divided(query @ key.T, query.shape[-1] ** 0.5, 0)  # The softmax runs over the queries: use dim=-1, the keys.
+    scaled_weights(key, query).T  # The softmax runs over the queries: in query @ key.T the keys are dim=-1.
     divided(scaled_weights(query, key))  # Softmax is taken twice.
     divided(query @ key, query.shape[-1] ** 0.5)  # The transpose is missing: query @ key.T.
     (query @ key.T / query.shape[-1] ** 0.5).exp()  # These are exponentials: divide each row by its sum.
@@ -90,14 +93,19 @@ check_self_attention = Exercise(
     over(x.shape[-1] ** 0.5, x, W_query, W_key, W_value)  # This is √d_in: a query has d_out numbers, so use √d_out.
     over(W_key.shape[-1], x, W_query, W_key, W_value)  # The scores are divided by d_out: take its square root.
     over(2 * W_key.shape[-1], x, W_query, W_key, W_value)  # `/ d ** 1 / 2` divides by 2 d: write d_out ** 0.5.
+    over(len(x) ** 0.5, x, W_query, W_key, W_value)  # This is the root of the number of tokens: use √d_out.
+    over(W_key.shape[-1] ** -0.5, x, W_query, W_key, W_value)  # The scores are multiplied by √d_out: divide them.
     over(1, x, W_query, W_key, W_value) / W_key.shape[-1] ** 0.5  # The division comes after the softmax.
     self_attention(x, W_query, W_value, W_key)  # Key and value are swapped.
     self_attention(x, W_key, W_query, W_value)  # Query and key are swapped: row i of the scores belongs to query i.
     self_attention(x, W_query, W_query, W_value)  # Queries are compared with queries: the scores are query @ key.T.
+    self_attention(x, W_query, W_key, W_query)  # The queries are averaged: average the values, x @ W_value.
     self_attention(x, W_query, W_key, W_key)  # The keys are averaged: average the values, x @ W_value.
-    scaled_weights(x, x) @ x @ W_value  # The tokens themselves are compared: project them first.
+    scaled_weights(x, x) @ x @ W_value; divided(x @ x.T) @ x @ W_value  # The tokens are compared: project them first.
+    divided(x @ x.T) @ x; scaled_weights(x, x) @ x  # This is notebook 01: project x to queries, keys and values first.
     scaled_weights(x @ W_query, x @ W_key) @ x  # The tokens themselves are averaged: average the values.
     raw(x, W_query, W_key).softmax(-1).T @ x @ W_value  # The weights are transposed: row i must belong to query i.
+    raw(x, W_query, W_key).softmax(-1) * (x @ W_value)  # `*` multiplies number by number: weights @ value averages.
     raw(x, W_query, W_key).softmax(0) @ x @ W_value  # The softmax runs over the queries: use dim=-1, the keys.
     share(raw(x, W_query, W_key).exp()) @ x @ W_value  # exp overflows for large scores: use torch.softmax.
     share(less(raw(x, W_query, W_key), (0, 1))) @ x @ W_value  # Each row has its own largest score to subtract.
