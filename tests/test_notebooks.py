@@ -213,3 +213,24 @@ def test_every_image_is_used_and_drawn_by_make_images():
 def test_notebooks_are_valid_json_of_format_4():
     for path in PATHS:
         nbformat.validate(json.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("place", [".", "notebooks", "notebooks/deeper"])
+def test_the_set_up_cell_finds_a_clone_around_it_or_below_it(place, tmp_path):
+    """-S hides what is installed, as on a machine without attnlib; `below` is where Colab clones to."""
+    (tmp_path / "clone" / "attnlib").mkdir(parents=True)
+    (tmp_path / "clone" / "attnlib" / "__init__.py").touch()
+    (tmp_path / "clone" / place).mkdir(parents=True, exist_ok=True)
+    code = cells(PATHS[0], tag="setup")[0].source + "\nimport attnlib; print(attnlib.__file__)"
+    for folder in (tmp_path, tmp_path / "clone" / place):
+        done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=folder, capture_output=True, text=True)
+        assert str(tmp_path / "clone" / "attnlib") in done.stdout, done.stderr
+
+
+def test_without_attnlib_the_set_up_cell_says_in_one_sentence_what_to_type(tmp_path):
+    code = cells(PATHS[0], tag="setup")[0].source
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode
+    assert done.stderr.splitlines()[-1] == (
+        "ModuleNotFoundError: attnlib is missing: run `pip install PATH_OF_YOUR_CLONE`, then restart the kernel"
+    )
