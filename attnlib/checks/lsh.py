@@ -34,6 +34,10 @@ def both(vectors: Tensor, directions: Tensor) -> Tensor:
     return torch.cat([vectors @ directions, -(vectors @ directions)], -1)
 
 
+def alternating(projected: Tensor) -> Tensor:
+    return torch.stack([projected, -projected], -1).flatten(-2)
+
+
 def order(buckets: Tensor) -> Tensor:
     return buckets.argsort(stable=True)
 
@@ -86,6 +90,8 @@ check_hash = Exercise(
     (vectors @ directions > 0).sum(-1)  # This counts positive projections: take the argmax of projected and −projected.
     both(vectors, directions).sign().argmax(-1)  # Only the signs are compared: the largest projection decides.
     both(vectors, F.normalize(directions, dim=0)).argmax(-1)  # The directions are normalised: use them as they are.
+    alternating(vectors @ directions).argmax(-1)  # Here each direction is followed by its opposite: use torch.cat.
+    torch.cdist(vectors, torch.cat([directions, -directions], -1).mT).argmin(-1)  # Compare products, not distances.
     hash_buckets(vectors, directions) + 1  # Buckets are counted from 0.
     """,
     "Right: every vector is in the bucket of the arrow along which it reaches furthest.",
@@ -114,6 +120,11 @@ check_sort_and_undo = Exercise(
     undone(order(-buckets)); undone(order(buckets).flip(0))  # The largest bucket comes first: sort upwards.
     torch.stack([buckets.sort().values, order(buckets)])  # This is (values, order): return order and undo.
     undone(ticket(buckets, 100).argsort()); undone(ticket(buckets, 1000).argsort())  # A fixed factor is too small.
+    undone(ticket(buckets, 10).argsort())  # Multiply by the number of tokens: 10 is too small.
+    undone(ticket(buckets, int(buckets.max()) + 1).argsort())  # Multiply by the number of tokens, not of buckets.
+    torch.stack([order(buckets), torch.arange(len(buckets))])  # The second row undoes nothing: order.argsort().
+    undone(ticket(buckets, len(buckets)).sort().values)  # These are the sorted tickets: argsort gives the order.
+    undone(ticket(buckets, len(buckets)))  # These are the tickets: their argsort is the order.
     order(buckets)  # Only the order is returned: torch.stack([order, undo]).
     order(buckets).argsort()  # Only the undo is returned: torch.stack([order, undo]).
     """,
@@ -140,9 +151,16 @@ check_visible = Exercise(
     same(buckets) & between(gaps(buckets), 1, chunk_size - 1)  # A gap of exactly chunk_size is still seen: use <=.
     same(buckets) & between(gaps(buckets), 1, chunk_size + 1)  # One place too many: the gap is at most chunk_size.
     between(gaps(buckets), 1, chunk_size)  # Other buckets are seen: compare the buckets too.
+    same(buckets) & between(gaps(buckets), 1, 2 * chunk_size)  # This is twice as far: at most chunk_size places.
     same(buckets) & (gaps(buckets) >= 1)  # The whole bucket is seen: at most chunk_size places back.
     same(buckets) & between(gaps(buckets).abs(), 1, chunk_size)  # It looks both ways: the key must come first.
     same(buckets) | between(gaps(buckets), 1, chunk_size)  # Both must hold: combine with &, not with |.
+    same(buckets) & (gaps(buckets) <= chunk_size)  # Later tokens are seen too: the gap must be at least 1.
+    within(buckets, chunk_size, torch.arange(len(buckets)))  # The gap is counted in the text: count sorted places.
+    same(buckets) & (gaps(buckets) >= 1) & (gaps(buckets, chunk_size) == 0)  # Earlier chunks count too: count places.
+    (gaps(buckets) >= 1) & (gaps(buckets, chunk_size) <= 1)  # Compare the buckets too, and count places, not chunks.
+    ~visible(buckets, chunk_size)  # The table is the wrong way around: True means that i may see j.
+    visible(buckets, chunk_size) | torch.diag(~visible(buckets, chunk_size).any(-1))  # No token sees itself here.
     within(buckets, chunk_size, buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable=True.
     within(buckets, chunk_size, ticket(buckets, 100).argsort().argsort())  # A fixed factor is too small.
     visible(buckets, chunk_size)[order(buckets)][:, order(buckets)]  # Return the table in the order of the text.
@@ -168,6 +186,7 @@ check_count_once = Exercise(
     """
     unseen(scores.expand(seen.shape), seen)  # Nothing is subtracted: a key that N rounds see counts N times.
     unseen(scores - seen.sum(0), seen)  # Subtract log N, not N: exp(s − log N) is exp(s) / N.
+    unseen(scores / seen.sum(0), seen)  # It is exp(s) that N divides, so subtract log N from s.
     unseen(scores + seen.sum(0).log(), seen)  # The sign is wrong: subtract log N.
     unseen(scores - math.log(len(seen)), seen)  # N differs from pair to pair: in how many rounds does i see j?
     unseen(scores - seen.sum(0).log(), seen, 0.0)  # What a round does not see must be −inf, so that its exp is 0.
@@ -176,6 +195,10 @@ check_count_once = Exercise(
     (scores - seen.sum(0).log()).expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
     unseen(scores - seen.sum(0).log(), ~seen)  # The mask is the wrong way around: hide where ~seen is True.
     unseen(scores - seen.sum(-1, keepdim=True).log(), seen)  # N is counted over the keys: seen.sum(dim=0).
+    unseen(scores - seen.sum(1, keepdim=True).log(), seen)  # N is counted over the queries: seen.sum(dim=0).
+    unseen(scores - seen.sum().log(), seen)  # N is counted over everything: seen.sum(dim=0).
+    unseen((scores.exp() / seen.sum(0)).log(), seen)  # exp overflows: subtract log N from the score.
+    count_once(scores, seen).softmax(-1)  # The softmax comes later: return the scores.
     unseen(scores, seen & (seen.cumsum(0) == 1))  # Only the first round counts the key: all that see it share it.
     count_once(scores, seen).logsumexp(0)  # The rounds are combined already: return the scores of each.
     """,

@@ -115,6 +115,7 @@ PARTS += [_parts(13, (3, 2, 5), torch.tensor([[400.0], [-400.0], [398.0]]))]  # 
 PARTS += [tuple(x.double() for x in _parts(14, (2, 3, 4), 1000.0))]
 
 MERGE_MISTAKES = """
+    divided(logsumexps.clamp(-80, 80).exp(), outputs)  # Clamping changes the weights: use torch.softmax.
     outputs.mean(0)  # All parts count the same here: weight each by the exponential of its log-sum-exp.
     outputs.sum(0)  # The parts are added, not averaged: their weights must sum to one.
     divided(logsumexps, outputs); weighted(logsumexps, outputs)  # The log-sum-exps need exp before they are weights.
@@ -124,6 +125,9 @@ MERGE_MISTAKES = """
     divided(logsumexps.exp(), outputs, (0, 1))  # The softmax runs over everything: dim=0.
     weighted(logsumexps.softmax(-1), outputs)  # The softmax runs over the tokens: the parts are axis 0.
     weighted((-logsumexps).softmax(0), outputs)  # The sign is wrong: a larger log-sum-exp means a larger weight.
+    weighted(logsumexps.exp().softmax(0), outputs)  # softmax takes the exponential itself: leave exp away.
+    weighted(logsumexps.log_softmax(0), outputs)  # These are the logarithms of the weights: softmax, not log_softmax.
+    weighted(logsumexps.nan_to_num(neginf=0.0).softmax(0), outputs)  # An empty part keeps its −∞, and so weighs 0.
     outputs.take_along_dim(logsumexps.argmax(0)[None, :, None], 0)[0]  # Only the heaviest part counts here.
     weighted(logsumexps.softmax(0), outputs) / len(outputs)  # The weights sum to one already: sum, not mean.
     logsumexps.softmax(0)[..., None] * outputs  # The parts are weighted, but not yet added up: sum over axis 0.
