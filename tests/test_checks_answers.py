@@ -378,6 +378,12 @@ def two_names_missing(x, W_query, W_key, W_value):
     return attention_in_words(x, W_query, W_key, W_value, scores="b t h d, b t h d -> b h t t")
 
 
+def scaled_late(x, *weights):
+    query, key, value = (torch.einsum("btm,hmd->bthd", x, weight) for weight in weights)
+    pattern = torch.einsum("bqhd,bkhd->bhqk", query, key).softmax(-1) / query.shape[-1] ** 0.5
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, value)
+
+
 def viewed(x, *weights):
     return attention_in_words(x, *weights).view(*x.shape[:2], len(weights[0]), -1)
 
@@ -424,13 +430,15 @@ RIGHT_05_TO_08 = [
 ]  # fmt: skip
 WRONG_05_TO_08 = [
     (check_loops_equation, lambda: "head key query -> head key", "you wrote `head query key -> head query`. But"),
-    (check_loops_equation, lambda: "h q -> h", "2 axes"),
+    (check_loops_equation, lambda: "h q -> h", "but its shape is"),
     (check_loops_equation, lambda: ("h q k", "h k"), "raised"),
     (check_matmul_equation, lambda: "n t i, m s j -> i j", "`batch` and `token` must have the same name"),
     (check_matmul_equation, lambda: "n i t, n t j -> i j", "two sizes"),
     (check_einsum_attention, two_names_missing, "tokens needs two names in the scores"),
     (check_einsum_attention, viewed, "do without view()"),
     (check_einsum_attention, lambda x, *w: x[:, None] @ w[0], "do without matmul()"),
+    (check_matmul_equation, lambda: "t i, t j -> i j", "need no name."),
+    (check_einsum_attention, scaled_late, "inside the softmax"),
     (check_memory_keys, lambda s, h: s[..., 0, :].view(len(s), h, s.shape[1], -1, s.shape[2]), "mix the numbers up"),
     (check_topk_attention, lambda q, k, v, n: (q @ k.mT).topk(n).softmax(-1), "no attribute 'softmax'"),
     (check_joint, lambda a, x, b, y: torch.sigmoid(y - x) * b + torch.sigmoid(x - y) * a, "the wrong axis"),
@@ -443,6 +451,8 @@ WRONG_05_TO_08 = [
     (check_log_sum_exp, lambda s: (s - s.max(-1)).exp(), "raised TypeError"),
     (check_merge, lambda o, z: (z.softmax(0) * o).sum(0), "the wrong axis"),
     (check_online_step, lambda t, n, s: (t, n), "Nothing changed"),
+    (check_online_step, lambda t, n, s: torch.stack([t.maximum(s.max()), n + s.exp().sum()]), "new top before exp"),
+    (check_overlapping, lambda s, v, seen: (w := s.exp() * seen.any(0)) @ v / w.sum(), "exp overflows"),
 ]
 
 
@@ -457,3 +467,4 @@ def test_wrong_answers_are_named(check, answer, words):
     verdict = check(answer)
     assert not verdict.passed
     assert words in verdict.message
+    assert not verdict.message.endswith("..")

@@ -168,8 +168,10 @@ check_head_output = Exercise(
     joined(pattern, value, "bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
     joined(pattern, value, "bhqk,bkgd->bqgd")  # heads needs one name: here the weights of all heads are summed.
     joined(pattern, value, "bhqk,bkgd->bqhd")  # heads needs one name: here the values of all heads are summed.
+    joined(pattern, value, "bhqk,ckhd->bqhd")  # batch needs one name: here the values of all sentences are summed.
     out(pattern, value, "bhqk,bkhd->bqd")  # The heads are added up: they belong on the right of the arrow too.
     joined(pattern.softmax(-1), value)  # The pattern has its softmax already: a second one evens out the weights.
+    joined(pattern, value) / pattern.shape[-1]  # The weights make this an average already: do not divide by the keys.
     joined(pattern, value) / value.shape[-1] ** 0.5  # The scale belongs to the scores, before the softmax.
     """,
     "Right: seq_k is summed, heads and d share the last axis.",
@@ -191,6 +193,8 @@ check_einsum_attention = Exercise(
     _inputs(),
     """
     attention(x, W_query, W_key, W_value, size=1)  # The scale is missing: divide the scores by √d before softmax.
+    attention(x, W_query, W_key, W_value, size=1) / W_value.shape[-1] ** 0.5  # The scale belongs inside the softmax.
+    attention(x, W_query, W_key, W_value, lambda scores: scores)  # The softmax is missing: scores are not yet weights.
     attention(x, W_query, W_key, W_value, size=x.shape[-1])  # The scale is √d_model: it must be √d.
     attention(x, W_query, W_key, W_value, size=len(W_query))  # The scale is √heads: it must be √d.
     attention(x, W_query, W_key, W_value, size=x.shape[1])  # The scale is √tokens: it must be √d.
@@ -201,8 +205,12 @@ check_einsum_attention = Exercise(
     attention(x, W_query, W_key, W_value, causal_weights)  # The future is hidden: full attention has no mask.
     attention(x, W_key, W_query, W_value)  # Query and key are swapped.
     attention(x, W_query, W_value, W_key)  # Key and value are swapped.
+    attention(x, W_query, W_key, W_key)  # The values are projected with W_key: use W_value.
+    attention(x.sum(-1, True), *(w.sum(1, True) for w in (W_query, W_key, W_value)))  # d_model needs one name.
     attention(x, W_query, W_key, W_value, scores="bqhd,bkgd->bhqk")  # heads needs one name in the scores.
     attention(x, W_query, W_key, W_value, output="bhqk,bkgd->bqhd")  # heads needs one name in the output.
+    attention(x, W_query, W_key, W_value, output="bhqk,bqhd->bkhd")  # The sum runs over the queries: sum over the keys.
+    attention(x, W_query, W_key, W_value, output="bhqk,bkhd->bqd")  # The heads are added up: keep them after the arrow.
     attention(x, W_query, W_key, W_value, output="bhqk,blhd->bqhd")  # The keys need one name in the output.
     F.scaled_dot_product_attention(*(project(x, w) for w in (W_query, W_key, W_value)))  # Here heads attend to heads.
     attention(x, W_query, W_key, W_value, scores="bthd,bthd->bht", output="bht,bthd->bthd")  # tokens needs two names.

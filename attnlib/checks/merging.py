@@ -83,7 +83,9 @@ check_log_sum_exp = Exercise(
     without(scores, scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True).
     without(scores, scores.mean(-1, keepdim=True)) + scores.mean(-1)  # exp still overflows: subtract the largest score.
     scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
-    without(scores).exp()  # The log is missing: take it of this sum, then add the largest score.
+    without(scores) - scores.amax(-1)  # Add the largest score at the end, do not subtract it again.
+    without(scores).exp(); without(scores).exp() + scores.amax(-1)  # Take the log, then add the largest score.
+    without(scores).exp().sum().log() + scores.amax(-1)  # The sum runs over all rows: use the last axis, dim=-1.
     scores.amax(-1, keepdim=True) + without(scores)  # A column plus a row is a table: use top.squeeze(-1).
     scores.amax(-1)  # This is only the largest score: the others count as well.
     log_sum_exp(scores) - math.log(scores.shape[-1])  # This takes the mean of the exponentials: use sum, not mean.
@@ -162,6 +164,9 @@ check_online_step = Exercise(
     _steps(),
     """
     step(peak(top, scores), total, scores - peak(top, scores))  # Multiply the old total by exp(top − new_top).
+    step(peak(top, scores), total, scores)  # Subtract the new top before exp, and shrink the old total to match.
+    step(peak(top, scores), shrunk(top, total, scores), scores)  # Subtract the new top from the new scores, before exp.
+    step(top, total, scores - top)  # The top must rise when a score is larger: torch.maximum(top, scores.max()).
     rest(top, scores, total / (top - peak(top, scores)).exp())  # The factor is upside down: exp(top − new_top).
     rest(top, scores, total + (top - peak(top, scores)).exp())  # Multiply the old total by the factor, do not add it.
     rest(top, scores, total * top.exp() / peak(top, scores).exp())  # exp(top) overflows: take exp(top − new_top).
@@ -171,6 +176,7 @@ check_online_step = Exercise(
     step(top, shrunk(top, total, scores), scores - peak(top, scores))  # The total is right, the top is the old one.
     rest(top, scores, 0 * total)  # The old total is missing.
     step(peak(top, scores), shrunk(top, total, scores), scores[:0])  # The new scores are missing.
+    torch.stack([peak(top, scores), online_step(top, total, scores)[1].log()])  # The total stays a sum: take no log.
     online_step(top, total, scores).flip(0)  # The order is the other way around: the top first, then the total.
     online_step(top, total, scores)[1]  # This is the total alone: return torch.stack([new_top, new_total]).
     torch.stack([top, total])  # Nothing changed: the new scores play no part.
@@ -203,6 +209,9 @@ check_overlapping = Exercise(
     """
     multiset(scores, values, seen)  # A key that N parts see counts N times: subtract log N from its score.
     multiset(scores, values, seen, 2)  # log N has the wrong sign: subtract it from the score.
+    multiset(scores / seen.sum(0).clamp(min=1), values, seen)  # Subtract log N from the score, do not divide it by N.
+    multiset(scores - seen.sum(0), values, seen)  # Subtract log N from the score, not N.
+    F.normalize(scores.exp() * seen.any(0), p=1, dim=0, eps=0) @ values  # exp overflows, or gives 0 / 0: use softmax.
     (scores - seen.sum(0).log()).softmax(0) @ values  # log 0 is −∞, so an unseen key gets the score +∞: hide it.
     scores.softmax(0) @ values  # A key that no part sees is counted too: its score must be −∞.
     each_part(scores - seen.sum(0).log(), values, seen).sum(0)  # The parts are added up: merge them by log-sum-exp.
