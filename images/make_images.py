@@ -68,7 +68,7 @@ def series_map() -> Figure:
     lessons = [
         ("Start here", "Is my environment\nright?", []),
         ("Context vectors", "What does a token\ngather from the\nothers?", [full]),
-        ("Self-attention", "What do trained\nweights add?", [full]),
+        ("Self-attention", "How does a token\nlearn what to\nlook for?", [full]),
         ("Causal attention", "How is the future\nhidden?", [causal]),
         ("Multi-head attention", "Why several heads,\nand how are they\ncut?", [causal, 2 * causal]),
         ("Einsum and einops", "Which index is\nsummed?", []),
