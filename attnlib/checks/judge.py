@@ -218,7 +218,7 @@ def _raised(error: Exception, answer: Callable) -> str:
 
 
 def _not_a_tensor(name: str, got: object, wanted: object) -> str:
-    """What to do with a result that is no tensor and no number."""
+    """What to do with a result that is neither a tensor nor a number."""
     kind = type(got).__name__
     if isinstance(wanted, tuple):
         return f"{name} must return a tuple of {len(wanted)} numbers, and nothing else."
