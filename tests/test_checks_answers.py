@@ -275,6 +275,8 @@ WRONG_00_TO_04 = [
         "do without scaled_dot_product_attention()",
     ),
     (check_multi_head, lambda *x: multi_head_with_einops(*x, join="b h t c -> b t (c h)"), "alternate in the join"),
+    (check_multi_head, lambda q, k, v, h: multi_head_by_slices(q, k, v, 1), "a single head"),
+    (check_parameter_count, lambda i, o, h, bias: counted(o, o, h, bias), "d_in · d_out weights"),
     (check_cosine_context, lambda x: (x @ x.T / x.norm() ** 2).softmax(-1) @ x, "All tokens share one length"),
 ]
 

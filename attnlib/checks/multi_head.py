@@ -151,10 +151,16 @@ check_join_heads = Exercise(
 check_parameter_count = Exercise(
     "Check ``answer(d_in, d_out, num_heads, qkv_bias)``: the number of parameters of ``MultiHeadAttention``.",
     parameter_count,
-    [(11, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False), (1, 6, 3, True), (5, 12, 4, False)],
+    [(13, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False), (1, 6, 3, True), (5, 12, 4, False)],
     """
     num_heads * parameter_count(d_in, d_out, num_heads, qkv_bias)  # The heads share the matrices: do not count them.
     num_heads * projections(d_in, d_out, 3 * qkv_bias)  # This is the wrapper: heads share d_out here.
+    num_heads * projections(d_in, d_out, 3 * qkv_bias) + d_out**2 + d_out  # The heads share W_query: do not count them.
+    parameter_count(d_out, d_out, num_heads, qkv_bias)  # W_query, W_key and W_value have d_in · d_out weights each.
+    projections(d_in, d_out) + 3 * d_in * qkv_bias + d_out**2 + d_out  # A bias has d_out numbers, not d_in.
+    projections(d_in, d_out, 3 * qkv_bias) + d_out**2 + 1  # The bias of out_proj has d_out numbers, not one.
+    2 * (d_in + qkv_bias) * d_out + d_out**2 + d_out  # There are three projections: query, key and value.
+    (d_in + qkv_bias) * d_out + d_out**2 + d_out  # There are three projections: query, key and value.
     projections(d_in, d_out, 3 * qkv_bias)  # out_proj is missing: d_out · d_out weights and d_out biases.
     projections(d_in, d_out, 3 * qkv_bias) + d_out**2  # out_proj always has a bias: d_out more.
     projections(d_in, d_out, 3 * qkv_bias) + d_out  # The weights of out_proj are missing: d_out · d_out more.
@@ -176,7 +182,7 @@ def _multi_head_cases() -> list[tuple]:
     sizes = (((2, 3, 12), 3), ((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 4, 5), 1), ((1, 1, 6), 2), ((1, 130, 4), 2))
     cases = [(*draw(11 + sum(shape), *[shape] * 3, scale=2.0), heads) for shape, heads in sizes]
     query, key, value = draw(10, *[(2, 6, 4)] * 3)
-    rising = torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0, 1200.0])[:, None]  # what is visible underflows
+    rising = torch.tensor([-1e12, -400.0, 0.0, 400.0, 900.0, 1200.0])[:, None]  # what is visible underflows
     cases.append((torch.ones_like(query), key + 20 * rising, value, 2))
     cases.append((query * (rising > 0), key, value, 2))  # scores that are exactly 0
     return [*cases, (*draw(9, *[(2, 4, 6)] * 3, double=True), 3)]
@@ -189,26 +195,34 @@ check_multi_head = Exercise(
     """
     joined(query, key, value, num_heads, by=query.shape[-1] ** 0.5)  # This is √d_out: use √head_dim.
     joined(query, key, value, num_heads, by=1.0)  # The scale is missing: divide the scores by √head_dim.
+    joined(query, key, value, num_heads, by=query.shape[-1] / num_heads)  # This is head_dim: divide by its root.
     joined(query, key, value, num_heads, by=num_heads**0.5)  # This is √num_heads: use √head_dim.
     joined(query, key, value, num_heads, by=query.shape[1] ** 0.5)  # This is √tokens: use √head_dim.
     joined(query, key, value, num_heads, lambda s: s.softmax(-1))  # The future is not hidden.
     joined(query, key, value, num_heads, lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden too: use triu(1).
     joined(query, key, value, num_heads, lambda s: filled(s, -100.0))  # Real scores may be lower: use −inf.
-    joined(query, key, value, num_heads, lambda s: filled(s, -1e4))  # Real scores may be lower: use −inf.
+    joined(query, key, value, num_heads, lambda s: filled(s, -1e9))  # Real scores may be lower: use −inf.
     joined(query, key, value, num_heads, lambda s: hidden(s, ~later(s)))  # masked_fill hides where its mask is True.
     joined(query, key, value, num_heads, lambda s: s.tril().softmax(-1))  # exp(0) is 1: hide scores with −inf.
     joined(query, key, value, num_heads, lambda s: hidden(s, s.tril() == 0))  # Real scores may be 0: use positions.
+    joined(query, key, value, num_heads, lambda s: hidden(s, later(s, 2)))  # One later token is seen: use triu(1).
+    joined(query, key, value, num_heads, lambda s: hidden(s, later(s).mT))  # The past is hidden: hide what is later.
+    joined(query, key, value, num_heads, seen)  # A row does not sum to one: hide the scores, before the softmax.
     joined(query, key, value, num_heads, lambda s: share(seen(s)))  # What a query sees may underflow: hide the scores.
     joined(query, key, value, num_heads, lambda s: hidden(s, later(s), -2))  # Softmax runs over queries: use dim=-1.
     joined(query, key, value, num_heads, lambda s: hidden(s, later(s), 1))  # Softmax runs over heads: use dim=-1.
     joined(query, key, value, num_heads, lambda s: causal_weights(s).softmax(-1))  # Softmax is taken twice.
     multi_head(key, query, value, num_heads)  # Query and key are swapped: query @ key.mT.
     multi_head(query, value, key, num_heads)  # Key and value are swapped.
+    multi_head(query, key, value, 1)  # This is a single head: cut the columns into num_heads heads.
+    heads_of(query, key, value, num_heads, split=alternate).permute(0, 2, 3, 1).flatten(-2)  # Keep each head together.
     joined(query, key, value, num_heads, split=alternate)  # The columns of the heads alternate in the split.
     heads_of(query, key, value, num_heads).permute(0, 2, 3, 1).flatten(-2)  # The columns alternate in the join.
     heads_of(query, key, value, num_heads)  # The heads are not joined yet: (batch, tokens, d_out).
     heads_of(query, key, value, num_heads).reshape(query.shape)  # The join lacks its transpose, so tokens are mixed.
     joined(query, key, value, num_heads, split=uncrossed)  # Heads look at heads: transpose(1, 2) after the view.
+    heads_of(query, key, value, num_heads, split=uncrossed).flatten(-2)  # Heads look at heads: transpose after view.
+    heads_of(query, key, value, num_heads, split=straight).reshape(query.shape)  # A straight view mixes the tokens.
     joined(query, key, value, num_heads, split=straight)  # A straight view mixes the tokens: view, then transpose.
     """,
     "Right: split, scale by √head_dim, hide, average, join.",
