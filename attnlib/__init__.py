@@ -7,7 +7,7 @@ from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.causal import CausalAttention
 from attnlib.chunked import chunked_attend
 from attnlib.device import describe_device, get_device
-from attnlib.masks import causal_mask, padding_mask
+from attnlib.masks import causal_mask, padding_mask, sliding_window_mask
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
 
@@ -48,6 +48,7 @@ __all__ = [
     "random_rotations",
     "sharded_attend",
     "sharded_search",
+    "sliding_window_mask",
     "split_heads",
     "split_memory_heads",
     "topk_attend",

@@ -6,17 +6,24 @@ from torch import Tensor
 from attnlib._validate import check_count
 
 
-def causal_mask(q_tokens: int, kv_tokens: int | None = None, *, device: torch.device | str | None = None) -> Tensor:
+def causal_mask(
+    q_tokens: int,
+    kv_tokens: int | None = None,
+    *,
+    align: str = "upper_left",
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Let each query see the keys that do not come after it.
 
-    Formula: ``mask[i, j] = (j <= i)``, aligned at the upper left, as ``is_causal=True`` of
-    ``F.scaled_dot_product_attention`` is.
+    Formula: ``mask[i, j] = (j <= i + shift)``. With ``align="upper_left"``, as with ``is_causal=True`` of
+    ``F.scaled_dot_product_attention``, the shift is 0: the first query is the first token. With "lower_right", it is
+    ``kv_tokens - q_tokens``: the last query is the last token, as it is when older keys come from a cache.
 
     Returns:
         Boolean tensor (q_tokens, kv_tokens), True = may attend; by default there are as many keys as queries.
 
     Raises:
-        TypeError, ValueError: a number of tokens is not an int, or is negative.
+        TypeError, ValueError: a number of tokens is not an int, or is negative; or there is no such alignment.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3.
 
@@ -24,11 +31,51 @@ def causal_mask(q_tokens: int, kv_tokens: int | None = None, *, device: torch.de
     tensor([[ True, False, False],
             [ True,  True, False],
             [ True,  True,  True]])
+    >>> causal_mask(2, 4, align="lower_right")
+    tensor([[ True,  True,  True, False],
+            [ True,  True,  True,  True]])
     """
     kv_tokens = q_tokens if kv_tokens is None else kv_tokens
     check_count("q_tokens", q_tokens, at_least=0)
     check_count("kv_tokens", kv_tokens, at_least=0)
-    return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril()
+    if align not in ("upper_left", "lower_right"):
+        raise ValueError(f'align must be "upper_left" or "lower_right"; got {align!r}')
+    shift = 0 if align == "upper_left" else kv_tokens - q_tokens
+    return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril(shift)
+
+
+def sliding_window_mask(
+    q_tokens: int, kv_tokens: int, window: int, *, sinks: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """Let each query see itself, the few tokens before it, and the first few of all.
+
+    Formula: ``mask[i, j] = (j <= p) and (j > p - window or j < sinks)`` with ``p = i + kv_tokens - q_tokens``. The
+    queries are the last tokens, as with ``causal_mask(..., align="lower_right")``.
+
+    Args:
+        q_tokens, kv_tokens: number of queries and of keys.
+        window: how many tokens a query sees, itself included, as in Mistral.
+        sinks: how many of the first tokens every query sees as well, once it is past them.
+
+    Returns:
+        Boolean tensor (q_tokens, kv_tokens), True = may attend. Combine it with other masks by ``&``.
+
+    Raises:
+        TypeError, ValueError: a number is not an int, is negative, or the window is 0.
+
+    Source: Beltagy et al. 2020 (Longformer), section 3.1; sinks: Xiao et al. 2023 (StreamingLLM), section 3.2.
+
+    >>> sliding_window_mask(3, 5, window=2, sinks=1)
+    tensor([[ True,  True,  True, False, False],
+            [ True, False,  True,  True, False],
+            [ True, False, False,  True,  True]])
+    """
+    check_count("kv_tokens", kv_tokens, at_least=0)
+    check_count("window", window)
+    check_count("sinks", sinks, at_least=0)
+    past = causal_mask(q_tokens, kv_tokens, align="lower_right", device=device)
+    recent = past.triu(kv_tokens - q_tokens - window + 1)
+    return recent | (past & (torch.arange(kv_tokens, device=device) < sinks))
 
 
 def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:

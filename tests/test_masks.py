@@ -2,8 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.bias import causal_lower_right
+from torch.testing import assert_close
 
-from attnlib.masks import causal_mask, padding_mask
+from attnlib.attend import attention
+from attnlib.masks import causal_mask, padding_mask, sliding_window_mask
 
 
 def test_causal_mask_by_hand():
@@ -18,6 +24,61 @@ def test_causal_mask_of_no_tokens_and_on_a_device():
     assert causal_mask(0, 5).shape == (0, 5)
     assert causal_mask(5, 0).shape == (5, 0)
     assert causal_mask(3, device="meta").device.type == "meta"
+
+
+def test_lower_right_by_hand():
+    assert causal_mask(2, 3, align="lower_right").tolist() == [[True, True, False], [True, True, True]]
+    assert causal_mask(3, 2, align="lower_right").tolist() == [[False, False], [True, False], [True, True]]
+    assert causal_mask(1, 5, align="lower_right").all()  # one new token with a cache sees every key
+    assert causal_mask(1, 5).tolist() == [[True, False, False, False, False]]
+
+
+def test_both_alignments_equal_torch():
+    query, key, value = (torch.randn(2, 3, n, 5, dtype=torch.float64) for n in (4, 7, 7))
+    want = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert_close(attention(query, key, value, causal_mask(4, 7)), want)
+    want = F.scaled_dot_product_attention(query, key, value, causal_lower_right(4, 7))
+    assert_close(attention(query, key, value, causal_mask(4, 7, align="lower_right")), want)
+
+
+def test_sliding_window_by_hand():
+    """Token 4 with a window of 3 sees 2, 3 and itself, and with one sink also 0."""
+    assert sliding_window_mask(1, 5, 3).tolist() == [[False, False, True, True, True]]
+    assert sliding_window_mask(1, 5, 3, sinks=1).tolist() == [[True, False, True, True, True]]
+    assert torch.equal(sliding_window_mask(5, 5, 1), torch.eye(5, dtype=torch.bool))
+    assert sliding_window_mask(2, 2, 1, sinks=2).tolist() == [[True, False], [True, True]]  # sinks are causal too
+    assert sliding_window_mask(3, 5, 2, device="meta").device.type == "meta"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 7), st.integers(0, 7), st.integers(1, 9), st.integers(0, 9))
+def test_sliding_window_equals_the_loops(q_tokens, kv_tokens, window, sinks):
+    got = sliding_window_mask(q_tokens, kv_tokens, window, sinks=sinks)
+    assert got.shape == (q_tokens, kv_tokens)
+    for i in range(q_tokens):
+        position = kv_tokens - q_tokens + i
+        for j in range(kv_tokens):
+            assert got[i, j] == (j <= position and (position - j < window or j < sinks))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 7), st.integers(0, 7), st.integers(1, 9))
+def test_a_window_is_part_of_the_causal_mask_and_grows_into_it(q_tokens, kv_tokens, window):
+    past = causal_mask(q_tokens, kv_tokens, align="lower_right")
+    seen = sliding_window_mask(q_tokens, kv_tokens, window)
+    assert torch.equal(seen & past, seen)
+    assert torch.equal(sliding_window_mask(q_tokens, kv_tokens, max(kv_tokens, 1)), past)
+    assert torch.equal(sliding_window_mask(q_tokens, kv_tokens, 1, sinks=kv_tokens), past)
+    assert torch.equal(
+        sliding_window_mask(q_tokens + 1, q_tokens + 1, window), causal_mask(q_tokens + 1).triu(1 - window)
+    )
+
+
+def test_masks_compose_with_and():
+    real = padding_mask(torch.tensor([5, 3]), 5)[:, None, None, :]  # (batch, 1, 1, kv_tokens)
+    both = real & sliding_window_mask(2, 5, 2, sinks=1)
+    assert both.shape == (2, 1, 2, 5)
+    assert both[1, 0].tolist() == [[True, False, True, False, False], [True, False, False, False, False]]
 
 
 def test_padding_mask_by_hand():
@@ -56,6 +117,14 @@ def test_errors():
         causal_mask(3.0)
     with pytest.raises(ValueError, match="kv_tokens must be at least 0; got -1"):
         causal_mask(3, -1)
+    with pytest.raises(ValueError, match="align must be .upper_left. or .lower_right.; got 'right'"):
+        causal_mask(3, align="right")
+    with pytest.raises(ValueError, match="window must be at least 1; got 0"):
+        sliding_window_mask(3, 5, 0)
+    with pytest.raises(ValueError, match="sinks must be at least 0; got -1"):
+        sliding_window_mask(3, 5, 2, sinks=-1)
+    with pytest.raises(TypeError, match="kv_tokens must be an int; got NoneType"):
+        sliding_window_mask(3, None, 2)
     with pytest.raises(TypeError, match="num_tokens must be an int; got bool"):
         padding_mask(torch.tensor([1]), True)
     with pytest.raises(TypeError, match="lengths must be an integer tensor; got torch.float32"):
