@@ -9,6 +9,7 @@ from attnlib.chunked import chunked_attend
 from attnlib.device import describe_device, get_device
 from attnlib.masks import causal_mask, padding_mask, sliding_window_mask
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
+from attnlib.positions import convert_rotary_layout, rotate
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "causal_mask",
     "chunked_attend",
     "context_vectors",
+    "convert_rotary_layout",
     "describe_device",
     "explain_einsum",
     "get_device",
@@ -46,6 +48,7 @@ __all__ = [
     "merge",
     "padding_mask",
     "random_rotations",
+    "rotate",
     "sharded_attend",
     "sharded_search",
     "sliding_window_mask",

@@ -20,7 +20,7 @@ MODULES = sorted((ROOT / "attnlib").rglob("*.py"))
 FLOORS = [
     {"_fused", "_validate", "device", "masks", "einsum"},
     {"attend"},
-    {"self_attention", "causal", "multi_head", "memory", "lsh", "chunked", "sharded"},
+    {"self_attention", "causal", "multi_head", "memory", "lsh", "chunked", "sharded", "positions"},
     {"plots", "checks"},
 ]
 PIP_NAME = {"IPython": "ipywidgets", "faiss": "faiss-cpu", "yaml": "pyyaml"}  # IPython comes with ipywidgets

@@ -27,6 +27,7 @@ MODULES = {
     "einsum": "Einsum, explained",
     "memory": "Memory attention",
     "lsh": "LSH attention",
+    "positions": "Rotary positions",
     "chunked": "Attention in blocks",
     "sharded": "Attention on several machines",
     "device": "Devices",

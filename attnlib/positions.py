@@ -1,0 +1,128 @@
+"""Rotary positions (RoPE): queries and keys are turned, so that scores depend on how far apart two tokens are."""
+
+import torch
+from torch import Tensor
+
+from attnlib._validate import check_counts, check_device, check_shape, check_tensor
+from attnlib.attend import logsumexp_dtype
+
+LAYOUTS = ("halves", "pairs")
+
+
+def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str = "halves") -> Tensor:
+    """Turn each pair of components of a query or key by an angle that grows with the token's position.
+
+    Formula: pair i of ``head_dim / 2`` is ``(a, b)`` and becomes ``(a cos θ − b sin θ, a sin θ + b cos θ)`` with
+    ``θ = position · base^(−2i / head_dim)``. A query at position p and a key at position q then have a score that
+    depends on p − q only. Rotate queries and keys, never values.
+
+    Angles are computed in float64. So in float32, each pair of the result is within 2·10⁻⁷ of its own length from the
+    exact one at all positions up to a million.
+
+    Args:
+        x: (…, tokens, head_dim), head_dim even.
+        positions: numbers that broadcast to (…, tokens): (tokens,) for all rows alike, (batch, 1, tokens) for heads
+            (batch, heads, tokens, head_dim) of rows that start at different tokens.
+        base: how slowly the slowest pair turns; long-context models use a larger one, such as 500,000.
+        layout: which components form a pair. "halves": i and i + head_dim / 2, as in GPT-NeoX and Hugging Face's Llama.
+            "pairs": 2i and 2i + 1, as in the paper and Meta's Llama. ``convert_rotary_layout`` converts weights.
+
+    Returns:
+        Like x, in its dtype.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong kind, positions do not broadcast, head_dim is odd, ``base``
+            is not positive, or there is no such layout.
+
+    Source: Su et al. 2021 (RoFormer), section 3.2.2.
+
+    >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    >>> rotate(x, torch.tensor([0, torch.pi / 2])).round().abs()  # by nothing, and by 90°
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    check_tensor("x", x)
+    check_shape("x", x, "... tokens head_dim")
+    check_even(x.shape[-1])
+    if not isinstance(positions, Tensor) or positions.dtype == torch.bool or positions.is_complex():
+        got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
+        raise TypeError(f"positions must be a tensor of numbers; got {got}")
+    check_device("positions", positions, "x", x.device)
+    if positions.ndim >= x.ndim or any(p not in (1, s) for p, s in zip(positions.shape[::-1], x.shape[-2::-1])):
+        expected = ", ".join([*map(str, x.shape[:-2]), f"tokens={x.shape[-2]}"])
+        raise ValueError(f"positions must broadcast to ({expected}); got {tuple(positions.shape)}")
+    check_base(base)
+    check_layout("layout", layout)
+    return turn(x, cos_sin(positions, x.shape[-1], base), layout)
+
+
+def cos_sin(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every angle, (…, tokens, head_dim / 2), in float64 if the device has it."""
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)  # integers, so exact
+    steps = steps.to(logsumexp_dtype(steps))
+    angles = positions.unsqueeze(-1) * base ** (-steps / head_dim)
+    return angles.cos(), angles.sin()
+
+
+def turn(x: Tensor, angles: tuple[Tensor, Tensor], layout: str = "halves") -> Tensor:
+    """``rotate`` without its checks, by angles given as ``cos_sin``."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    cos, sin = (part.to(dtype) for part in angles)
+    a, b = x.chunk(2, dim=-1) if layout == "halves" else (x[..., ::2], x[..., 1::2])
+    turned = a * cos - b * sin, a * sin + b * cos
+    joined = torch.cat(turned, dim=-1) if layout == "halves" else torch.stack(turned, dim=-1).flatten(-2)
+    return joined.to(x.dtype)
+
+
+def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
+    """Permute the rows of a query or key projection, so that weights trained in one layout work in the other.
+
+    Formula: within each head, rows ``0, 2, 4, …, 1, 3, 5, …`` of a projection for "pairs" are the rows of one for
+    "halves". Convert W_query and W_key, and their biases; scores are then the same. W_value stays as it is.
+
+    Args:
+        weight: (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,).
+        num_heads: heads in this projection; for W_key of grouped queries, the number of key heads.
+        to: "halves" (from pairs) or "pairs" (from halves).
+
+    Returns:
+        A permuted copy.
+
+    Raises:
+        TypeError, ValueError: ``weight`` is not a floating-point tensor or cannot be cut into that many heads of even
+            size, or there is no such layout.
+
+    >>> convert_rotary_layout(torch.arange(8.0), num_heads=2, to="halves")
+    tensor([0., 2., 1., 3., 4., 6., 5., 7.])
+    """
+    check_tensor("weight", weight)
+    check_counts(num_heads=num_heads)
+    check_layout("to", to)
+    rows = weight.shape[0] if weight.ndim else 0
+    if not rows or rows % (2 * num_heads):
+        raise ValueError(
+            f"weight must have num_heads={num_heads} heads of an even number of rows; got shape {tuple(weight.shape)}"
+        )
+    half = rows // num_heads // 2
+    cut = (num_heads, half, 2) if to == "halves" else (num_heads, 2, half)
+    return weight.unflatten(0, cut).transpose(1, 2).flatten(0, 2)
+
+
+def check_even(head_dim: int) -> None:
+    """ValueError unless components can be paired."""
+    if head_dim % 2:
+        raise ValueError(f"head_dim must be even, because components turn in pairs; got {head_dim}")
+
+
+def check_base(base: object) -> None:
+    """A positive number."""
+    if not isinstance(base, (int, float)) or isinstance(base, bool):
+        raise TypeError(f"base must be a number; got {type(base).__name__}")
+    if not base > 0:
+        raise ValueError(f"base must be positive; got {base}")
+
+
+def check_layout(name: str, layout: object) -> None:
+    """ValueError unless one of the two layouts."""
+    if layout not in LAYOUTS:
+        raise ValueError(f'{name} must be "halves" or "pairs"; got {layout!r}')
