@@ -207,19 +207,44 @@ def test_a_checkpoint_of_a_memory_that_grows_before_backward_is_refused(fusion, 
             )
 
 
-def test_what_is_read_without_gradients_is_stored_without_gradients():
-    layer, x = layer_of(), tokens_of(5)
+@FUSIONS
+@pytest.mark.parametrize("change", ["remember", "add", "clear", "load_state_dict"])
+@pytest.mark.parametrize("between", ["nothing", "a forward", "its backward", "another checkpoint", "an inner one"])
+def test_a_reentrant_checkpoint_of_a_shared_memory_is_refused_until_it_is_recomputed(fusion, between, change):
+    """Whoever reads the memory in between, and whichever way it is changed."""
+    layer, other, x = layer_of(fusion), layer_of(fusion), tokens_of(5).requires_grad_()
     memory = layer.new_memory(19, batch_size=BATCH)
-    with torch.no_grad():
+    layer.remember(tokens_of(7, seed=3), memory)
+    key, state = torch.ones(BATCH, HEADS, 1, layer.head_dim, dtype=torch.float64), memory.state_dict()
+    changes = {
+        "remember": lambda: layer.remember(x, memory),
+        "add": lambda: memory.add(key, key),
+        "clear": memory.clear,
+        "load_state_dict": lambda: memory.load_state_dict(state),
+    }
+
+    def inner(x, memory):
+        return checkpoint(layer, x, memory, use_reentrant=True)
+
+    read = inner if between != "an inner one" else lambda x, m: checkpoint(inner, x, m, use_reentrant=True)
+    context = read(x, memory)
+    if between == "a forward":
+        other(x, memory)
+    elif between == "its backward":
+        other(x, memory).sum().backward()
+    elif between == "another checkpoint":
+        checkpoint(other, x, memory, use_reentrant=False).sum().backward()
+    before = memory.state_dict()
+    with pytest.raises(RuntimeError, match=f"{WRITTEN}.*Otherwise, change it under torch.no_grad"):
+        changes[change]()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in memory.state_dict().items())
+    layer.zero_grad()
+    context.sum().backward()
+    changes[change]()
+    with torch.no_grad():  # evaluation, which nothing recomputes
         layer(x, memory)
-        layer.remember(x, memory)
-        layer(x, memory)
-    with pytest.raises(RuntimeError, match=f"{WRITTEN}.*Otherwise, store under torch.no_grad"):
-        layer.remember(x, memory)
-    assert len(memory) == 5
-    layer(x, memory)
-    layer.remember(x, memory)
-    assert len(memory) == 10
+        changes[change]()
+    changes[change]()
 
 
 @FUSIONS

@@ -41,22 +41,30 @@ def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
 
 
 class _SameContents(torch.autograd.Function):
-    """Pass a tensor on. Under a checkpoint, what ctx holds is of the first run, what it saves is of the second."""
+    """Pass a tensor on. Under a checkpoint that is not reentrant, what ctx holds is of the first run, what it saves is
+    of the second. A reentrant one runs forward first without gradients, then within backward, where ctx is new."""
 
     @staticmethod
-    def forward(output, writes):
+    def forward(output, writes, memory):
         return output.view_as(output)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[1])
-        ctx.writes = inputs[1].item()
+        _, writes, ctx.memory = inputs
+        ctx.save_for_backward(writes)
+        ctx.writes, ctx.recomputed = writes.item(), _in_backward()
 
     @staticmethod
     def backward(ctx, gradient):
         if ctx.saved_tensors[0].item() != ctx.writes:
             raise RuntimeError(f"a checkpoint is recomputed, but the memory has changed since it was read; {ADVICE}")
-        return gradient, None
+        if ctx.recomputed:
+            ctx.memory._awaited = max(0, ctx.memory._awaited - 1)
+        return gradient, None, None
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # how torch.utils.checkpoint itself finds out
 
 
 class KVMemory:
@@ -118,7 +126,7 @@ class KVMemory:
         self._next = [0] * batch_size  # each row's next id
         self._cleared = [0] * batch_size  # each row has forgotten the ids below this one
         self._writes = 0  # how often anything was changed
-        self._read_without_grad = False  # whether the last forward that read this memory recorded no gradients
+        self._awaited = 0  # forwards without gradients that a reentrant checkpoint may still recompute
 
     @property
     def dtype(self) -> torch.dtype:
@@ -153,7 +161,8 @@ class KVMemory:
         Raises:
             TypeError: an argument is not a tensor of the memory's dtype, or the mask is not boolean.
             ValueError: a shape or a device does not fit.
-            RuntimeError: a reentrant checkpoint may have read the memory, and would recompute from other contents.
+            RuntimeError: a forward has read the memory without gradients, as a reentrant checkpoint does, and has not
+                been recomputed; this would change what it recomputes from. Under ``torch.no_grad()`` it is allowed.
         """
         sizes = {"batch": self.batch_size, "heads": self.num_heads}
         self._check("key", key, "batch heads tokens head_dim", {**sizes, "head_dim": self.head_dim})
@@ -162,11 +171,7 @@ class KVMemory:
         if key_mask is None:
             key_mask = torch.ones(self.batch_size, key.shape[2], dtype=torch.bool, device=self.device)
         check_key_mask(key_mask, key[:, 0])
-        if self._read_without_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"the memory was read without gradients and is written with them. In a reentrant checkpoint, {ADVICE}. "
-                "Otherwise, store under torch.no_grad() too"
-            )
+        self._before_a_change()
         place = key_mask.cumsum(-1)  # (batch, tokens): 1 for the first token that its row stores, then 2, …
         counts = key_mask.sum(-1)  # (batch,)
         row, token = (key_mask & (place > counts[:, None] - self.capacity)).nonzero(as_tuple=True)
@@ -174,7 +179,6 @@ class KVMemory:
         self._keys[row, :, slot] = key.detach()[row, :, token]
         self._values[row, :, slot] = value.detach()[row, :, token]
         self._next = [end + count for end, count in zip(self._next, counts.tolist())]
-        self._writes += 1
 
     @_uncompiled
     def search(self, query: Tensor, top_k: int) -> MemoryHits:
@@ -215,6 +219,7 @@ class KVMemory:
         Raises:
             TypeError: ``rows`` holds something else.
             ValueError: a row is outside 0 … batch − 1, or a boolean tensor has another shape.
+            RuntimeError: as for ``add``.
         """
         if isinstance(rows, Tensor) and rows.dtype == torch.bool:
             check_shape("rows", rows, "batch", {"batch": self.batch_size})
@@ -226,11 +231,11 @@ class KVMemory:
             check_count("rows", row, at_least=0)
             if row >= self.batch_size:
                 raise ValueError(f"rows must be between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
+        self._before_a_change()
         for row in chosen:
             self._cleared[row] = self._next[row]
             self._keys[row] = 0
             self._values[row] = 0
-        self._writes += 1
 
     def to(self, device: torch.device | str) -> "KVMemory":
         """Move keys and values to a device, and return this memory."""
@@ -249,6 +254,7 @@ class KVMemory:
 
         Raises:
             ValueError: ``state`` does not fit this memory, which then stays as it was.
+            RuntimeError: as for ``add``.
         """
         if set(state) != {"keys", "values", "next", "cleared"}:
             raise ValueError(f"state must hold keys, values, next and cleared; got {sorted(state)}")
@@ -262,11 +268,11 @@ class KVMemory:
             if state[name].shape != ring[:, :, :used].shape or state[name].dtype != ring.dtype:
                 got = f"{tuple(state[name].shape)}, {state[name].dtype}"
                 raise ValueError(f"{name} must be {tuple(ring[:, :, :used].shape)}, {ring.dtype}; got {got}")
+        self._before_a_change()
         for name, ring in rings.items():
             ring[:, :, :used] = state[name]
             ring[:, :, used:] = 0
         self._next, self._cleared = ends.tolist(), starts.tolist()
-        self._writes += 1
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the memory to a single safetensors file, with a checksum. A crash leaves the old file as it was, with
@@ -319,8 +325,19 @@ class KVMemory:
     @_uncompiled
     def _guard(self, output: Tensor) -> Tensor:
         """What a forward computed from this memory. If a checkpoint recomputes it from other contents, that fails."""
-        self._read_without_grad = not torch.is_grad_enabled()
-        return _SameContents.apply(output, torch.tensor(self._writes, device="cpu"))
+        if not torch.is_grad_enabled() and not _in_backward():
+            self._awaited += 1
+        return _SameContents.apply(output, torch.tensor(self._writes, device="cpu"), self)
+
+    def _before_a_change(self) -> None:
+        """Refuse it while a reentrant checkpoint may still recompute what it read. Under no_grad there is none."""
+        if self._awaited and torch.is_grad_enabled():
+            raise RuntimeError(
+                "the memory was read by a forward without gradients and is changed with them. In a reentrant "
+                f"checkpoint, {ADVICE}. Otherwise, change it under torch.no_grad() too"
+            )
+        self._awaited = 0
+        self._writes += 1
 
     def _check_query(self, query: Tensor, top_k: int) -> None:
         sizes = {"batch": self.batch_size, "heads": self.num_heads, "head_dim": self.head_dim}

@@ -146,7 +146,8 @@ class MemoryAttention(nn.Module):
         """Store the keys and values of the real tokens of x in the memory, without their gradient.
 
         Arguments and errors as for ``forward``; and a RuntimeError if a reentrant checkpoint may have read the memory
-        and not yet been recomputed. After an error, the memory is as it was.
+        and not yet been recomputed, however many other forwards have read it since: a forward without gradients looks
+        the same, so store under ``torch.no_grad()`` after evaluating. After an error, the memory is as it was.
         """
         with torch.no_grad():
             rows, _, padding = self._rows(x, key_mask)
