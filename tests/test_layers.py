@@ -277,6 +277,33 @@ def test_quantized_and_adapted_linears(name):
     assert torch.equal(adapted(x, real), layer(x, real))
 
 
+@every_layer
+def test_offloaded_linears(name):
+    """Weights rest on meta; a hook brings them before each call and takes them away after it, as accelerate does."""
+    if not LAYERS[name].has_linears:
+        return
+    layer, x, real = make(name), tokens(), padding("left")
+    want, calls = layer(x, real), []
+
+    def bring(linear, _):
+        calls.append(linear)
+        for name, weight in at_home[linear].items():
+            setattr(linear, name, nn.Parameter(weight))
+
+    def take_away(linear, *_):
+        linear.to("meta")
+
+    linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    at_home = {linear: {name: p.detach().clone() for name, p in linear.named_parameters()} for linear in linears}
+    for linear in linears:
+        take_away(linear)
+        linear.register_forward_pre_hook(bring)
+        linear.register_forward_hook(take_away)
+    assert torch.equal(layer(x, real), want)
+    assert set(calls) == set(linears)
+    assert all(linear.weight.is_meta for linear in linears)
+
+
 # Dropout
 
 

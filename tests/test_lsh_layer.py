@@ -44,6 +44,8 @@ def test_parameters_and_buffer():
         "out_proj.bias",
     ]
     assert layer.rotations.shape == (3, 2, 2, 2)
+    usual = LSHSelfAttention(11, 6, 3)
+    assert (usual.chunk_size, usual.is_causal, usual.rotations.shape) == (64, True, (3, 4, 2, 128 // 2))
     assert [name for name, _ in layer.named_parameters()] == list(layer.state_dict())[1:]
 
 
@@ -210,10 +212,13 @@ def test_per_sample_gradients_and_ensembles_equal_a_loop():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_quantised_it_stays_close():
-    layer, x = make_layer(num_buckets=2, chunk_size=29).eval(), make_input()
+    """Rounded vectors may change their bucket only if there are several: one chunk across all of them sees the same."""
+    layer, x = make_layer(num_buckets=2, num_hashes=1, chunk_size=29, is_causal=False).eval(), make_input()
+    layer.rotations.zero_()  # every vector falls in bucket 0
     quantised = torch.ao.quantization.quantize_dynamic(layer, {nn.Linear}, dtype=torch.qint8)
     assert not isinstance(quantised.W_query_key, nn.Linear)
-    assert quantised(x).shape == (2, 29, 6)
+    error = (quantised(x) - layer(x)).abs().max()
+    assert 0 < error < 0.1 * layer(x).std()
 
 
 def test_linears_may_be_replaced_by_any_module():
