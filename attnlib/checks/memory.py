@@ -62,6 +62,19 @@ def weigh(query: Tensor, key: Tensor, value: Tensor, top_k: int, by: Callable = 
     return torch.einsum("tk,tkd->td", by(scores), value[ids])
 
 
+def by_size(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
+    """Top-k attention that takes the scores furthest from 0."""
+    scores = scaled(query, key)
+    ids = scores.abs().topk(top_k).indices
+    return torch.einsum("tk,tkd->td", scores.gather(-1, ids).softmax(-1), value[ids])
+
+
+def worst(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
+    """Attention to the memories with the smallest scores."""
+    scores, ids = scaled(query, key).topk(top_k, largest=False)
+    return torch.einsum("tk,tkd->td", scores.softmax(-1), value[ids])
+
+
 def over(query: Tensor, key: Tensor, value: Tensor, top_k: int, size: float) -> Tensor:
     """Top-k attention with scores divided by the root of another size."""
     return topk_attention(query * (query.shape[-1] / size) ** 0.5, key, value, top_k)
@@ -78,7 +91,7 @@ def below(top: Tensor | float, local: Tensor, a: Tensor, remote: Tensor, b: Tens
     return mixed(local, a / (a + b), remote, b / (a + b))
 
 
-KEY_SIZES = ((3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1), (2, 3, 4, 1, 5), (2, 2, 2, 2, 2))
+KEY_SIZES = ((3, 4, 7, 6, 5), (2, 3, 5, 2, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1), (2, 3, 4, 1, 5), (2, 2, 2, 2, 2))
 SCORE_SIZES = ((1, 1, 7, 6, 5), (5, 5, 5, 5, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 1, 2, 1), (2, 3, 2, 1, 4))
 
 check_memory_keys = Exercise(
@@ -113,6 +126,8 @@ check_memory_scores = Exercise(
     dots(query, keys, keys.shape[-1])  # The scale is √top_k: it must be √head_dim.
     dots(query, keys, query.shape[1])  # The scale is √heads: it must be √head_dim.
     dots(query, keys, query.shape[2])  # The scale is √seq_len: it must be √head_dim.
+    dots(query, keys, query.shape[1] * query.shape[3])  # The scale is √embed_dim: it must be √head_dim.
+    dots(query, keys, 1 / query.shape[-1])  # The scores are multiplied by the root of head_dim: divide by it.
     memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
     query.unsqueeze(2) @ keys; query @ keys  # Queries meet every token's memories, and the scale is missing.
     query[..., None] * keys / query.shape[-1] ** 0.5  # The products are not summed: d is missing right of the arrow.
@@ -157,7 +172,10 @@ check_topk_attention = Exercise(
     weigh(query, key, key, top_k)  # The keys are averaged: average the values.
     best(query, key, top_k) @ value[scaled(query, key).topk(top_k)[1]]  # A plain @ mixes tokens: use unsqueeze(-2).
     best(query, key, top_k) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
+    weigh(query, key, value, top_k, lambda s: 0 * s + 1 / top_k)  # The values are averaged equally: use the softmax.
+    by_size(query, key, value, top_k)  # Scores are compared by size, so one far below 0 is kept: drop the abs.
     topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
+    worst(query, key, value, top_k)  # These are the worst memories: keep the largest scores.
     topk_attention(query, key[:top_k], value[:top_k], top_k)  # These are the first top_k memories: take the best ones.
     best(query, key, top_k)  # These are the weights: average the values with them.
     """,
@@ -190,6 +208,8 @@ check_joint = Exercise(
     (local + remote) / 2  # The parts are averaged equally: the one with the larger log-sum-exp counts for more.
     local + remote  # The parts are added up: their shares must sum to one.
     (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: unsqueeze(-1).
+    joint(local, a, remote, b) + (b - a).sigmoid()[..., None] * local  # The share of local is missing: it is 1 − share.
+    torch.where((b > a)[..., None], remote, local)  # Only the larger part is kept: each counts by its share.
     joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.
     mixed(local, a / (a + b), remote, b / (a + b))  # The log-sum-exps are used as weights: take their exponentials.
     below(0.0, local, a, remote, b)  # exp overflows or rounds to 0: use a sigmoid of the difference.
