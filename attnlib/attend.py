@@ -139,6 +139,9 @@ def attention(
     (…, 1, kv_tokens) or both. A mask that differs between queries is converted a block of queries at a time, and the
     backward pass keeps the blocks. With dropout, PyTorch stores the weights on most devices.
 
+    With ``is_causal`` and a mask (…, 1, kv_tokens) together, a hidden key gets a large negative score in place of −∞.
+    It stays hidden as long as a query and the keys that it sees have products above −2⁹⁵, or −2²⁹ in float16.
+
     The fused kernel can be differentiated once. For second derivatives, such as a gradient penalty, call this (or a
     layer) under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, or use ``attend``.
 

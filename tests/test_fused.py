@@ -88,6 +88,18 @@ def test_attention_stores_neither_weights_nor_masks_of_that_size(case, kind, is_
         assert largest.numbers >= q * k  # the counter does see such a tensor
 
 
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [(torch.float64, 2.0**44), (torch.float32, 2.0**44), (torch.bfloat16, 2.0**44), (torch.float16, 2.0**11)],
+)
+@pytest.mark.parametrize("scale", [None, 1.0])
+def test_hidden_keys_stay_hidden_below_very_negative_scores(dtype, largest, scale):
+    """The products of what is visible are −2⁹⁴, or −2²⁸ in float16."""
+    query = torch.full((1, 1, K, 64), largest, dtype=dtype)
+    value, real = torch.ones(1, 1, K, D, dtype=dtype), torch.arange(K) % 3 != 1
+    assert torch.equal(attention(query, -query, value, real, is_causal=True, scale=scale), value)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_second_derivatives_need_the_math_backend(masked):
     inputs = inputs_of("value_dim")
