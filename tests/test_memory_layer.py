@@ -211,7 +211,7 @@ def test_a_checkpoint_of_a_memory_that_grows_before_backward_is_refused(fusion, 
 @pytest.mark.parametrize("change", ["remember", "add", "clear", "load_state_dict"])
 @pytest.mark.parametrize("between", ["nothing", "a forward", "its backward", "another checkpoint", "an inner one"])
 def test_a_reentrant_checkpoint_of_a_shared_memory_is_refused_until_it_is_recomputed(fusion, between, change):
-    """Whoever reads the memory in between, and whichever way it is changed."""
+    """No read of the memory in between lifts the refusal, and it holds for every way to change the memory."""
     layer, other, x = layer_of(fusion), layer_of(fusion), tokens_of(5).requires_grad_()
     memory = layer.new_memory(19, batch_size=BATCH)
     layer.remember(tokens_of(7, seed=3), memory)
