@@ -158,9 +158,11 @@ def test_a_fresh_clone_shows_every_picture_unrun_folds_its_predictions_and_is_no
     assert page.locator(".jp-OutputPlaceholder").count() == len(tagged(cells, "predict"))
     wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel did not start")
     assert page.locator(".jp-mod-dirty").count() == 0, "opening it marks it as modified"
-    page.locator(".jp-Notebook").press("Control+s")
     saved = lab[1] / "notebooks" / path.name
-    wait_until(lambda: saved.stat().st_mtime > path.stat().st_mtime, 30, "it was not saved")
+    before = saved.stat().st_mtime_ns
+    page.locator(".jp-Notebook").press("Control+s")
+    wait_until(lambda: saved.stat().st_mtime_ns != before and saved.stat().st_size, 30, "it was not saved")
+    time.sleep(0.5)  # until all of it is written
     assert saved.read_bytes() == path.read_bytes(), "saving it untouched changes it"
     screenshot(page, path)
 
