@@ -7,6 +7,8 @@ from attnlib.attend import Attended, attend, attention, attention_weights, merge
 from attnlib.causal import CausalAttention
 from attnlib.chunked import chunked_attend
 from attnlib.device import describe_device, get_device
+from attnlib.generation import GroupedQueryAttention
+from attnlib.kv_cache import KVCache
 from attnlib.masks import causal_mask, padding_mask, sliding_window_mask
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.positions import convert_rotary_layout, rotate
@@ -23,7 +25,9 @@ __all__ = [
     "Attended",
     "CausalAttention",
     "EinsumExplanation",
+    "GroupedQueryAttention",
     "IVFIndex",
+    "KVCache",
     "KVMemory",
     "LSHSelfAttention",
     "MemoryAttention",

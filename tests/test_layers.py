@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from attnlib.causal import CausalAttention
+from attnlib.generation import GroupedQueryAttention
 from attnlib.lsh import LSHSelfAttention
 from attnlib.memory import MemoryAttention
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper
@@ -46,6 +47,16 @@ class MemoryAttentionAlone(MemoryAttention):
         return super().attention_weights(x, key_mask=key_mask)
 
 
+class GroupedQueryAttentionAlone(GroupedQueryAttention):
+    """Without a cache, and with the arguments of the other layers."""
+
+    def forward(self, x, key_mask=None):
+        return super().forward(x, key_mask=key_mask)
+
+    def attention_weights(self, x, key_mask=None):
+        return super().attention_weights(x, key_mask=key_mask)
+
+
 LAYERS = {
     "v1": Row(lambda: SelfAttention_v1(D_IN, 3, True), is_causal=False, has_dropout=False, has_linears=False),
     "v2": Row(lambda: SelfAttention_v2(D_IN, 3, True), is_causal=False, has_dropout=False),
@@ -59,6 +70,8 @@ LAYERS = {
         has_second_derivatives=False,
     ),
     "memory": Row(lambda: MemoryAttentionAlone(D_IN, 6, CONTEXT, 0.0, 2, qkv_bias=True)),
+    "grouped": Row(lambda: GroupedQueryAttentionAlone(D_IN, 12, CONTEXT, 6, 2, qkv_bias=True)),
+    "window": Row(lambda: GroupedQueryAttentionAlone(D_IN, 12, CONTEXT, 6, 3, window=3, sinks=1, qkv_bias=True)),
     "full": Row(lambda: MultiHeadAttention(D_IN, 6, CONTEXT, 0.0, 2, True, is_causal=False), is_causal=False),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
@@ -132,7 +145,11 @@ def test_padding_changes_nothing_whatever_it_holds(name, where, dtype):
 def test_a_padded_row_equals_its_real_tokens_alone(name, where):
     layer, x, real = make(name, torch.float64), tokens(torch.float64), padding(where)
     output = layer(x, real)
-    nothing = layer.out_proj(torch.zeros(1, dtype=x.dtype).expand(6)) if hasattr(layer, "out_proj") else 0.0
+    nothing = (
+        layer.out_proj(torch.zeros(1, dtype=x.dtype).expand(layer.out_proj.in_features))
+        if hasattr(layer, "out_proj")
+        else 0.0
+    )
     for row in range(BATCH):
         alone = x[row, real[row]]
         assert_close(output[row, real[row]], layer(alone))

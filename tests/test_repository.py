@@ -20,7 +20,18 @@ MODULES = sorted((ROOT / "attnlib").rglob("*.py"))
 FLOORS = [
     {"_fused", "_validate", "device", "masks", "einsum"},
     {"attend"},
-    {"self_attention", "causal", "multi_head", "memory", "lsh", "chunked", "sharded", "positions"},
+    {
+        "self_attention",
+        "causal",
+        "multi_head",
+        "memory",
+        "lsh",
+        "chunked",
+        "sharded",
+        "positions",
+        "kv_cache",
+        "generation",
+    },
     {"plots", "checks"},
 ]
 PIP_NAME = {"IPython": "ipywidgets", "faiss": "faiss-cpu", "yaml": "pyyaml"}  # IPython comes with ipywidgets

@@ -28,6 +28,8 @@ MODULES = {
     "memory": "Memory attention",
     "lsh": "LSH attention",
     "positions": "Rotary positions",
+    "generation": "Grouped-query attention",
+    "kv_cache": "A cache of keys and values",
     "chunked": "Attention in blocks",
     "sharded": "Attention on several machines",
     "device": "Devices",
