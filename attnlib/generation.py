@@ -139,7 +139,7 @@ class GroupedQueryAttention(nn.Module):
         query, key, value, (mask, is_causal), padding = self._prepare(x, cache, key_mask)
         heads = query.unflatten(1, (self.num_kv_heads, -1))  # (batch, num_kv_heads, group, tokens, head_dim)
         if 1 in heads.shape[2:4]:  # one head or one token: the group can stand on the axis of tokens
-            heads, is_causal = heads.flatten(2, 3), is_causal and bool(x.shape[-2] > 1)
+            heads = heads.flatten(2, 3)  # one token and one key: is_causal hides nothing
         else:
             key, value, mask = key.unsqueeze(2), value.unsqueeze(2), None if mask is None else mask.unsqueeze(2)
         heads = fused_attention(heads, key, value, mask, is_causal, None, active_dropout(self.dropout))

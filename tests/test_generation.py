@@ -247,6 +247,15 @@ def test_forward_changes_nothing_and_append_leaves_no_gradient():
     assert layer.W_key.weight.grad.abs().sum() > 0
 
 
+def test_padding_spoils_no_gradient_of_a_call_with_a_cache():
+    layer, cache, real = make(), KVCache(), torch.arange(TOKENS) >= torch.tensor([[0], [4], [TOKENS]])
+    x = draw().masked_fill(~real[..., None], torch.nan).requires_grad_()
+    layer.append(x, cache, real)
+    grads = torch.autograd.grad(layer(x, cache).square().sum(), [x, layer.W_query.weight])
+    assert all(grad.isfinite().all() for grad in grads)
+    assert not grads[0][~real].any()
+
+
 def test_keys_that_were_turned_by_hand():
     layer, x, cache = make(), draw(), KVCache()
     key, value = (split_heads(linear(x), 2) for linear in (layer.W_key, layer.W_value))
