@@ -13,12 +13,12 @@ from attnlib._validate import check_device, check_key_mask, check_qkv, check_sam
 
 
 class Attended(NamedTuple):
-    """An average over some keys, and how much those keys weigh together.
+    """An average over some keys, and how much those keys weigh in total.
 
     Attributes:
         output: (…, q_tokens, value_dim).
-        logsumexp: (…, q_tokens), in float64 if the device has it: at scores of 10⁴ the steps of float32 are 0.001, and
-            merged weights would be off by as much.
+        logsumexp: (…, q_tokens), in float64 if the device has it: near 10⁴, neighbouring float32 numbers are
+            0.001 apart, and merged weights would be off by as much.
     """
 
     output: Tensor
@@ -100,7 +100,7 @@ def attention_weights(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """Give the softmax weights alone: how much of each key's value goes into each query's average.
+    """Compute only the softmax weights: how much of each key's value goes into each query's average.
 
     Formula: ``weights_ij = exp(scores_ij) / Σ_j exp(scores_ij)``; arguments and errors as in ``attend``.
 
@@ -131,7 +131,7 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> Tensor:
-    """Give the output of ``attend`` alone, through PyTorch's fused kernel, which never stores the weights.
+    """Compute only the output of ``attend``, with PyTorch's fused kernel, which never stores the weights.
 
     Formula, arguments, errors and what hidden keys may hold: as in ``attend``.
 
@@ -192,13 +192,13 @@ def merge(parts: Sequence[Attended]) -> Attended:
     The weight of a part undoes the part's own division and divides once by the total.
 
     Args:
-        parts: what ``attend`` gave for each set of keys, all with the same queries; shapes broadcast.
+        parts: what ``attend`` returned for each set of keys, all with the same queries; shapes broadcast.
 
     Returns:
-        What ``attend`` gives over the union of the keys, in the dtype of the parts' outputs.
+        What ``attend`` returns for the union of the keys, in the dtype of the parts' outputs.
 
     Raises:
-        TypeError, ValueError: there are no parts, one is not an ``Attended``, or they do not fit together.
+        TypeError, ValueError: ``parts`` is empty, one is not an ``Attended``, or they do not fit together.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Milakov and Gimelshein 2018, "Online normalizer calculation
     for softmax".
@@ -277,7 +277,7 @@ def _check_part(index: int, part: Attended, first: Attended, leading: torch.Size
     if not fits:
         raise ValueError(
             f"{name} must have output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) like parts[0], "
-            f"{tuple(first.output.shape)}, and broadcast with all parts before; got {tuple(part.output.shape)} and "
+            f"{tuple(first.output.shape)}, and broadcast with all earlier parts; got {tuple(part.output.shape)} and "
             f"{tuple(part.logsumexp.shape)}"
         )
     return leading

@@ -18,7 +18,7 @@ class CausalAttention(nn.Module):
     Args:
         d_in: size of a token's vector.
         d_out: size of a query, a key, a value and a context vector.
-        context_length: the most tokens that x may have.
+        context_length: the largest number of tokens in x.
         dropout: share of the weights dropped while training, 0 … 1; the others grow by 1/(1 − dropout).
         qkv_bias: whether the three Linears have a bias.
 
@@ -29,8 +29,8 @@ class CausalAttention(nn.Module):
 
     Raises:
         TypeError, ValueError: a size is not a positive int, or dropout is not a probability; in ``forward``, ``x`` or
-            ``key_mask`` has the wrong shape, or x more than ``context_length`` tokens. The dtype and device of x are
-            checked by the Linears.
+            ``key_mask`` has the wrong shape, or x has more than ``context_length`` tokens. The dtype and
+            device of x are checked by the Linears.
 
     Source: Vaswani et al. 2017, section 3.2.3.
 
@@ -65,5 +65,5 @@ class CausalAttention(nn.Module):
 
 
 def drop_mask_buffer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Let a state dict load that holds the mask as a buffer, as the classes of many books do."""
+    """Allow a state dict that holds the mask as a buffer, as the classes in many books do."""
     state_dict.pop(f"{prefix}mask", None)

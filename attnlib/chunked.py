@@ -100,7 +100,7 @@ class _ChunkedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        raise NotImplementedError("chunked_attend can be differentiated once, not twice; attend can")
+        raise NotImplementedError("chunked_attend can be differentiated once; to differentiate twice, use attend")
 
     @staticmethod
     def vmap(info, in_dims, *inputs):

@@ -15,12 +15,12 @@ def _available() -> list[str]:
 def get_device(prefer: str | torch.device | None = None) -> torch.device:
     """Choose the device to work on; nothing is remembered, so pass it on yourself.
 
-    The first that is given decides: ``prefer``, then the environment variable ``ATTNLIB_DEVICE``, then whichever of
+    The first one given decides: ``prefer``, then the environment variable ``ATTNLIB_DEVICE``, then whichever of
     cuda, mps, xpu and cpu this machine has, in that order.
 
     Raises:
         TypeError: ``prefer`` is neither a device nor a name, such as ``"cpu"`` or ``"cuda:1"``.
-        ValueError: the device asked for is not on this machine, or is no device; the message lists those that are.
+        ValueError: the device asked for is unknown or not on this machine; the message lists those that are.
 
     >>> get_device("cpu")
     device(type='cpu')
@@ -29,12 +29,12 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
         raise TypeError(f"prefer must be a device or its name; got {type(prefer).__name__}")
     available = _available()
     asker, wanted = ("prefer", prefer) if prefer is not None else ("ATTNLIB_DEVICE", os.environ.get("ATTNLIB_DEVICE"))
-    if wanted is None or (wanted == "" and prefer is None):  # a variable set to nothing asks for nothing
+    if wanted is None or (wanted == "" and prefer is None):  # an empty variable counts as unset
         return torch.device(available[0])
     try:
         device = torch.device(wanted)
         count = torch.get_device_module(device).device_count() if device.type in available else 0
-    except RuntimeError:  # torch's word for a name that it does not know
+    except RuntimeError:  # what torch raises for a name that it does not know
         count = 0
     if count == 0 or (device.index or 0) >= count:
         raise ValueError(f"{asker} asks for the device {str(wanted)!r}; this machine has {', '.join(available)}")
@@ -44,7 +44,7 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
 def describe_device(device: torch.device | str) -> str:
     """Say in one line what a device is: its name, its memory, and the dtypes that attention can use on it.
 
-    Such as ``cuda: NVIDIA H200, 139.8 GiB, float64 float32 bfloat16 float16``; errors as in ``get_device``.
+    For example ``cuda: NVIDIA H200, 139.8 GiB, float64 float32 bfloat16 float16``; errors as in ``get_device``.
 
     >>> describe_device("cpu").startswith("cpu: ")
     True

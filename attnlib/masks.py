@@ -23,7 +23,7 @@ def causal_mask(
         Boolean tensor (q_tokens, kv_tokens), True = may attend; by default there are as many keys as queries.
 
     Raises:
-        TypeError, ValueError: a number of tokens is not an int, or is negative; or there is no such alignment.
+        TypeError, ValueError: a number of tokens is not an int, or is negative; or ``align`` is neither of the two.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3.
 
@@ -47,7 +47,7 @@ def causal_mask(
 def sliding_window_mask(
     q_tokens: int, kv_tokens: int, window: int, *, sinks: int = 0, device: torch.device | str | None = None
 ) -> Tensor:
-    """Let each query see itself, the few tokens before it, and the first few of all.
+    """Let each query see itself, the few tokens before it, and the first few of the sequence.
 
     Formula: ``mask[i, j] = (j <= p) and (j > p - window or j < sinks)`` with ``p = i + kv_tokens - q_tokens``. The
     queries are the last tokens, as with ``causal_mask(..., align="lower_right")``.
@@ -55,10 +55,10 @@ def sliding_window_mask(
     Args:
         q_tokens, kv_tokens: number of queries and of keys.
         window: how many tokens a query sees, itself included, as in Mistral.
-        sinks: how many of the first tokens every query sees as well, once it is past them.
+        sinks: how many of the first tokens every later query sees as well.
 
     Returns:
-        Boolean tensor (q_tokens, kv_tokens), True = may attend. Combine it with other masks by ``&``.
+        Boolean tensor (q_tokens, kv_tokens), True = may attend. Combine it with other masks with ``&``.
 
     Raises:
         TypeError, ValueError: a number is not an int, is negative, or the window is 0.
@@ -79,7 +79,7 @@ def sliding_window_mask(
 
 
 def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
-    """Mark the real tokens of sequences that were padded on the right to one length.
+    """Mark the real tokens of sequences that were padded on the right to a common length.
 
     Formula: ``mask[b, j] = (j < lengths[b])``. Layers take it as ``key_mask``. As a ``mask`` for ``attention`` it needs
     axes for heads and queries: ``padding_mask(lengths, n)[:, None, None, :]``.
@@ -92,8 +92,8 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
         Boolean tensor (batch, num_tokens), True = real, on the device of ``lengths``.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or shape, or a length is outside 0 … num_tokens. Lengths
-            cannot be read, and are not checked, under ``torch.compile``, ``torch.export`` and ``vmap`` and on meta.
+        TypeError, ValueError: an argument is of the wrong kind or shape, or a length is outside 0 … num_tokens. The
+            values of ``lengths`` are not checked under ``torch.compile``, ``torch.export`` or ``vmap``, or on meta.
 
     >>> padding_mask(torch.tensor([2, 0, 3]), 3)
     tensor([[ True,  True, False],

@@ -24,10 +24,10 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
     Formula: ``out[…, h, t, c] = x[…, t, h · head_dim + c]`` with ``head_dim = d_out / num_heads``.
 
-    It takes (…, tokens, d_out) and gives (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
+    Takes (…, tokens, d_out) and returns (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
 
     Raises:
-        TypeError, ValueError: ``x`` is not a floating-point tensor, has fewer than two axes, or cannot be cut so.
+        TypeError, ValueError: ``x`` is not a floating-point tensor, has fewer than two axes, or cannot be split evenly.
 
     >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
     torch.Size([2, 3, 5, 4])
@@ -47,7 +47,7 @@ def _split_heads(x: Tensor, num_heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """Put the heads back side by side: the inverse of ``split_heads``.
 
-    It takes (…, num_heads, tokens, head_dim) and gives (…, tokens, num_heads · head_dim).
+    Takes (…, num_heads, tokens, head_dim) and returns (…, tokens, num_heads · head_dim).
 
     Raises:
         TypeError, ValueError: ``x`` is not a floating-point tensor, or has fewer than three axes.
@@ -101,7 +101,7 @@ class MultiHeadAttention(nn.Module):
     Args:
         d_in, context_length, dropout: as in ``CausalAttention``.
         d_out: size of a context vector, over all heads together; divisible by ``num_heads``.
-        num_heads: how many heads.
+        num_heads: number of heads.
         qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
         is_causal: hide later tokens; False gives full attention.
 
@@ -152,11 +152,11 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             attention: self-attention; ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` at their defaults.
-            context_length: the most tokens; default: no limit, as in the original.
+            context_length: the largest number of tokens; default: no limit, as in the original.
             is_causal: whether the copy hides later tokens.
 
         Raises:
-            TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or has one of those options.
+            TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or uses one of those options.
         """
         if not isinstance(attention, nn.MultiheadAttention):
             raise TypeError(f"attention must be an nn.MultiheadAttention; got {type(attention).__name__}")
@@ -180,7 +180,7 @@ class MultiHeadAttention(nn.Module):
         Its three projections are one parameter, which is frozen if all three of ours are.
 
         Raises:
-            ValueError: d_in differs from d_out, which ``nn.MultiheadAttention`` cannot hold for self-attention.
+            ValueError: d_in differs from d_out, which ``nn.MultiheadAttention`` does not support for self-attention.
         """
         d_out, d_in = self.W_query.weight.shape
         if d_in != d_out:

@@ -86,8 +86,8 @@ class SelfAttention_v1(nn.Module):
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Nobody sees padding, whatever it holds,
-        and its own context vectors are zero.
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. No token sees padding, whatever it
+        holds, and its own context vectors are zero.
         """
         check_input(x, self.d_in)
         x, mask, padding = hide_padding(x, key_mask)

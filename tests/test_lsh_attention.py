@@ -334,7 +334,7 @@ def test_a_second_derivative_is_refused():
     query_key, value = (t.requires_grad_() for t in make_inputs(13))
     output = lsh_attention(query_key, value, ONE_BUCKET, chunk_size=4)
     (first,) = torch.autograd.grad(output.sin().sum(), query_key, create_graph=True)
-    with pytest.raises(NotImplementedError, match="lsh_attention can be differentiated once, not twice"):
+    with pytest.raises(NotImplementedError, match="lsh_attention can be differentiated once"):
         first.sum().backward()
 
 

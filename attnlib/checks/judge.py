@@ -28,7 +28,7 @@ class Verdict:
         return self.sign == "✓"
 
     def require(self) -> "Verdict":
-        """Return this verdict if the answer passed, else raise an AssertionError with the message."""
+        """Return this verdict if the answer passed; otherwise raise an AssertionError with the message."""
         if not self.passed:
             raise AssertionError(self.message)
         return self

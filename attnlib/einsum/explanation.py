@@ -78,7 +78,7 @@ class EinsumExplanation(Contraction):
 
     @property
     def multiplications(self) -> int:
-        """How many the loops do: one fewer than there are operands, for each combination of all axes."""
+        """How many the loops do in all: one fewer than there are operands, for each combination of all axes."""
         return (len(self.shapes) - 1) * math.prod(self.sizes.values())
 
     @property

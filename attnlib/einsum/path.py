@@ -28,7 +28,7 @@ class PathStep(NamedTuple):
 def path_steps(contraction: Contraction) -> tuple[PathStep, ...]:
     """The steps of the cheapest order for up to four operands, and of a good one (opt_einsum's) for more.
 
-    Of two orders that need equally many multiplications, the one with the smaller intermediate results is taken.
+    Of two orders that need equally many multiplications, the one with the smaller intermediate results is chosen.
     """
     count = len(contraction.inputs)
     orders: Iterable[Order] = _orders(count)

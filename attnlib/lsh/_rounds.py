@@ -215,4 +215,4 @@ class _RoundsGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        raise NotImplementedError("lsh_attention can be differentiated once, not twice; attend can")
+        raise NotImplementedError("lsh_attention can be differentiated once; to differentiate twice, use attend")

@@ -59,7 +59,7 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
         keys (b_s, num_heads, seq_len, head_dim, top_k) and values (b_s, num_heads, seq_len, top_k, head_dim).
 
     Raises:
-        TypeError, ValueError: a wrong kind or shape, or embed_dim is not divisible by ``num_heads``.
+        TypeError, ValueError: an argument has the wrong kind or shape, or embed_dim is not divisible by ``num_heads``.
 
     >>> keys, values = split_memory_heads(torch.rand(2, 7, 5, 2, 12), num_heads=3)
     >>> keys.shape, values.shape

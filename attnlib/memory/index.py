@@ -12,7 +12,7 @@ from attnlib.memory.kv_memory import KVMemory
 
 
 class IVFIndex:
-    """A view of a ``KVMemory`` that compares a query with some of the keys only, and so may miss the best.
+    """A view of a ``KVMemory`` that compares a query with only some of the keys, so it may miss the best.
 
     Formula: k-means divides the keys of each row and head into ``num_lists`` lists; a query is compared with the keys
     of the ``num_probes`` lists whose centres score best. It misses little if the keys form clusters, and most if they
@@ -68,7 +68,7 @@ class IVFIndex:
         return self.memory._fetch(query, ids.to(query.device))
 
     def recall(self, query: Tensor, top_k: int) -> float:
-        """What share of the memories that exact search finds the index finds too, 0 … 1; 1 if there are none."""
+        """The share, 0 … 1, of the memories found by exact search that this index finds too; 1 if there are none."""
         exact, found = self.memory.search(query.detach(), top_k), self.search(query.detach(), top_k)
         hit = (exact.ids.unsqueeze(-1) == found.ids.unsqueeze(-2)).any(-1) & exact.mask
         return (hit.sum() / exact.mask.sum()).item() if exact.mask.any() else 1.0

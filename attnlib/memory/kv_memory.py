@@ -250,7 +250,7 @@ class KVMemory:
         return {"keys": self._keys[:, :, :used].clone(), "values": self._values[:, :, :used].clone(), **counters}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Replace the contents by those of a memory of the same sizes and dtype, on any device.
+        """Replace the contents with those of a memory of the same sizes and dtype, on any device.
 
         Raises:
             ValueError: ``state`` does not fit this memory, which then stays as it was.
@@ -333,7 +333,7 @@ class KVMemory:
         """Refuse it while a reentrant checkpoint may still recompute what it read. Under no_grad there is none."""
         if self._awaited and torch.is_grad_enabled():
             raise RuntimeError(
-                "the memory was read by a forward without gradients and is changed with them. In a reentrant "
+                "the memory was read by a forward without gradients and is now changed with them. In a reentrant "
                 f"checkpoint, {ADVICE}. Otherwise, change it under torch.no_grad() too"
             )
         self._awaited = 0

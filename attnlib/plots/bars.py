@@ -13,7 +13,7 @@ DARK, MIDDLE, LIGHT = palette(4)[:3]
 
 
 def draw_bars(ax: Axes, values: np.ndarray, colours, words: Sequence[str] | None = None, *, shift=0.0, **bar) -> None:
-    """Draw a bar for each number, with the number at its end; what every bar here is drawn with.
+    """Draw a bar for each number, with the number at its end; every bar here is drawn by this function.
 
     With words, the bars lie on their sides, one below the other, each beside its word.
     """

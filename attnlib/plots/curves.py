@@ -12,7 +12,7 @@ from attnlib.plots._base import as_array, hide_box, new_axes, page, palette
 
 
 def draw_curves(ax: Axes, x, curves: Mapping[str, Any], log: str, ticks: Sequence, **line) -> None:
-    """Draw a line for each label; what every curve here is drawn with."""
+    """Draw a line for each label; every curve here is drawn by this function."""
     for (label, values), colour, marker in zip(curves.items(), palette(len(curves)), "os^DvPX" * len(curves)):
         ax.plot(x, as_array(values), **{"marker": marker, "color": colour, "label": label} | line)
     if "x" in log:
@@ -88,7 +88,7 @@ def plot_staircase(
     chance: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw how often the right answer comes, against how many tokens ago it was seen.
+    """Draw how often the answer is right, against how many tokens ago it was seen.
 
     Lines get thinner from the first to the last, so that those below show on both sides where several coincide.
 

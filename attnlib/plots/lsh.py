@@ -88,7 +88,7 @@ def plot_sorted(
 def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> np.ndarray:
     """Draw one round on vectors of two numbers: buckets, sorted order, and the causal attention it leads to.
 
-    No chunk has a border here: in the causal rule a token looks back over ``chunk_size`` places, wherever it stands.
+    No chunk has a border here: in the causal rule a token looks back over ``chunk_size`` places, wherever it is.
 
     Args:
         vectors: (tokens, 2), queries and keys at once.

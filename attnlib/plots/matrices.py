@@ -20,7 +20,7 @@ def draw_matrix(
     ax: Axes, array: np.ndarray, words: np.ndarray | None = None, rows: Labels = None, columns: Labels = None, *,
     top: float = 1.0, power: float = 1.0, colours=KINDS, size: float = 9,
 ):  # fmt: skip
-    """Colour a cell for each number, 0 … top, and write the words into them; what every matrix here is drawn with."""
+    """Colour a cell for each number, 0 … top, and write the words into them; every matrix here is drawn by this."""
     height, width = array.shape
     for name, labels, wanted in (("query", rows, height), ("key", columns, width)):
         if labels is not None and len(labels) != wanted:
@@ -45,7 +45,7 @@ def draw_matrix(
 
 
 def draw_weights(axes: np.ndarray, matrices: Sequence[np.ndarray], rows: Labels, columns: Labels) -> None:
-    """Draw weights on one scale, from 0 to the largest weight that is drawn, with a bar that says so.
+    """Draw weights on one scale, from 0 to the largest weight that is drawn, with a colour bar.
 
     Where no numbers are written, the colours spread small weights: the middle of the bar is a quarter of the largest.
     """
@@ -116,7 +116,7 @@ def plot_heads(weights: Tensor, *, labels: Labels = None, titles: Labels = None)
 def plot_lookup(
     weights: Sequence[Tensor], *, titles: Sequence[str], query_labels: Sequence[str], key_labels: Sequence[str]
 ) -> np.ndarray:
-    """Draw attention matrices of the same tokens side by side, on one scale, with a title each.
+    """Draw attention matrices of the same tokens side by side, on one scale, each with a title.
 
     Args:
         weights: matrices (q_tokens, kv_tokens).

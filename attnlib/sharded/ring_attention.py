@@ -45,7 +45,7 @@ def sharded_attend(
             whether gradients are wanted: then all raise, and the message names the rank.
         RuntimeError: torch.distributed is not initialised.
         ConnectionError: a process died or did not answer; the message names its rank. Each transfer may wait for the
-            time-out of the group, and finding out whom to blame takes up to 2 seconds a rank more.
+            time-out of the group, and finding out which rank failed takes up to 2 more seconds per rank.
 
     Source: Liu, Zaharia and Abbeel 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
 
@@ -140,4 +140,4 @@ class _ShardedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        raise NotImplementedError("sharded_attend can be differentiated once, not twice")
+        raise NotImplementedError("sharded_attend can be differentiated only once")

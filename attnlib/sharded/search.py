@@ -18,8 +18,8 @@ def sharded_search(
     """Find the best memories of all processes for one query: local top-k, gathered candidates, global top-k.
 
     Memories are dealt out like playing cards. Number them within each row of the whole memory; then, of N processes,
-    rank r holds numbers ``r, r + N, r + 2N, …``. So memory i of rank r is number ``i · N + r`` of the whole, and no
-    process ever holds more than one memory more than another. ``memory.add(key, value, numbers % N == r)`` deals; N
+    rank r holds numbers ``r, r + N, r + 2N, …``. So memory i of rank r is number ``i · N + r`` of the whole, and
+    the numbers of memories held never differ by more than one. ``memory.add(key, value, numbers % N == r)`` deals; N
     memories of capacity C then forget exactly what one of capacity N · C would forget.
 
     Formula: ``top_k(∪_r top_k(memory_r))``, which equals ``top_k(∪_r memory_r)``.
