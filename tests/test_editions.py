@@ -95,16 +95,14 @@ def named_mistake(notebook: nbformat.NotebookNode) -> tuple[int, str, str]:
     for index, cell in enumerate(notebook.cells):
         if cell.metadata.get("nbgrader", {}).get("solution"):
             check, answer = editions.CHECK.search(notebook.cells[index + 1].source).groups()
-            for mistake in exercises()[check].mistakes:
-                names = ", ".join(mistake.function.__code__.co_varnames) if mistake.code else None
-                source = f"def {answer}({names}):\n    return {mistake.code}"
-                try:
-                    place: dict = {}
-                    exec(f"import torch\n{source}", place)
-                    if names and exercises()[check](place[answer]).message == mistake.sentence:
-                        return index, source, mistake.sentence
-                except Exception:  # this one needs the helpers of its table
-                    continue
+            table = exercises()[check].reference.__module__  # its helpers are what the expressions are made of
+            for mistake in (mistake for mistake in exercises()[check].mistakes if mistake.code):
+                names = ", ".join(mistake.function.__code__.co_varnames)
+                source = f"import torch\nfrom {table} import *\n\n\ndef {answer}({names}):\n    return {mistake.code}"
+                place: dict = {}
+                exec(source, place)
+                if exercises()[check](place[answer]).message == mistake.sentence:
+                    return index, source, mistake.sentence
     raise LookupError("no mistake of this notebook stands alone")
 
 
