@@ -103,7 +103,7 @@ def named_mistake(notebook: nbformat.NotebookNode) -> tuple[int, str, str]:
                 exec(source, place)
                 if exercises()[check](place[answer]).message == mistake.sentence:
                     return index, source, mistake.sentence
-    raise LookupError("no mistake of this notebook stands alone")
+    raise LookupError("no check of this notebook names a mistake that can be written as an answer")
 
 
 def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes_and_names_these(tmp_path):
