@@ -14,6 +14,7 @@ from attnlib.plots.einsum import plot_einsum
 from attnlib.plots.lsh import plot_hash_circle, plot_hash_round, plot_sorted
 from attnlib.plots.matrices import plot_attention, plot_head_split, plot_heads, plot_lookup, plot_masks, plot_ring
 from attnlib.plots.memory import plot_memory_reads
+from attnlib.plots.model import plot_head_numbers, plot_model
 
 __all__ = [
     "picture",
@@ -24,11 +25,13 @@ __all__ = [
     "plot_einsum",
     "plot_hash_circle",
     "plot_hash_round",
+    "plot_head_numbers",
     "plot_head_split",
     "plot_heads",
     "plot_lookup",
     "plot_masks",
     "plot_memory_reads",
+    "plot_model",
     "plot_parts",
     "plot_ring",
     "plot_scaling",
