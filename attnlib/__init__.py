@@ -21,45 +21,15 @@ if TYPE_CHECKING:
     from attnlib.sharded import sharded_attend, sharded_search
 
 __version__ = "2.0.0"
-__all__ = [
-    "Attended",
-    "CausalAttention",
-    "EinsumExplanation",
-    "GroupedQueryAttention",
-    "IVFIndex",
-    "KVCache",
-    "KVMemory",
-    "LSHSelfAttention",
-    "MemoryAttention",
-    "MemoryHits",
-    "MultiHeadAttention",
-    "MultiHeadAttentionWrapper",
-    "SelfAttention_v1",
-    "SelfAttention_v2",
-    "attend",
-    "attention",
-    "attention_weights",
-    "causal_mask",
-    "chunked_attend",
-    "context_vectors",
-    "convert_rotary_layout",
-    "describe_device",
-    "explain_einsum",
-    "get_device",
-    "hash_buckets",
-    "join_heads",
-    "lsh_attention",
-    "merge",
-    "padding_mask",
-    "random_rotations",
-    "rotate",
-    "sharded_attend",
-    "sharded_search",
-    "sliding_window_mask",
-    "split_heads",
-    "split_memory_heads",
-    "topk_attend",
-]
+__all__ = ["Attended", "attend", "attention", "attention_weights", "chunked_attend", "merge"]
+__all__ += ["causal_mask", "describe_device", "get_device", "padding_mask", "sliding_window_mask"]
+__all__ += ["CausalAttention", "SelfAttention_v1", "SelfAttention_v2", "context_vectors"]
+__all__ += ["MultiHeadAttention", "MultiHeadAttentionWrapper", "join_heads", "split_heads"]
+__all__ += ["GroupedQueryAttention", "KVCache", "convert_rotary_layout", "rotate"]
+__all__ += ["EinsumExplanation", "explain_einsum"]
+__all__ += ["LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotations"]
+__all__ += ["IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"]
+__all__ += ["sharded_attend", "sharded_search"]
 
 _ON_FIRST_USE = {
     "einsum": ("EinsumExplanation", "explain_einsum"),

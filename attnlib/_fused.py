@@ -26,32 +26,37 @@ def fused_attention(
     fits = query.ndim == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2] and key.shape[-1] == value.shape[-1]
     if fits and mask is None and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         return F.scaled_dot_product_attention(query, key, value, None, dropout_p, is_causal, scale=scale)
+    if mask is not None and (mask.ndim == 0 or mask.shape[-1] == 1):  # each query sees all keys or none
+        return fused_attention(query, key, value, None, is_causal, scale, dropout_p).masked_fill(~mask, 0.0)
 
     leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
-    q_tokens, value_dim = query.shape[-2], value.shape[-1]
-    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
+    (q_tokens, head_dim), (kv_tokens, value_dim) = query.shape[-2:], value.shape[-2:]
+    scale = max(head_dim, 1) ** -0.5 if scale is None else scale
     query, key, value = (_on_four_axes(tensor.expand(*leading, -1, -1), leading) for tensor in (query, key, value))
-    seeing = None  # (batch, heads, q_tokens, 1): the queries that see all keys; the others see none
-    if mask is not None:
-        mask = torch.atleast_2d(mask)
-        if 1 in mask.shape[-2:]:
-            mask = _on_four_axes(mask, leading)
-        if mask.shape[-1] == 1:
-            seeing, mask = mask, None
-        elif mask.shape[-2] == 1 and is_causal:
+    alike = mask is None or mask.ndim == 1 or mask.shape[-2] == 1  # for all queries
+    if mask is not None and alike:
+        mask = _on_four_axes(torch.atleast_2d(mask), leading)
+        if is_causal:
             query, key = _hide_by_score(query, key, mask, scale)
             mask = None
     width = max(query.shape[-1], value_dim)
     query, key, value = (_widened(tensor, width) for tensor in (query, key, value))
-    if mask is None or mask.shape[-2] == 1:
+    if mask is None or alike:
         output = F.scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
-    else:
-        output = _by_blocks(query, key, value, mask, leading, is_causal, scale, dropout_p)
-    if width > value_dim:
-        output = output[..., :value_dim]
-    if seeing is not None:
-        output = output.masked_fill(~seeing, 0.0)
-    return output.reshape(*leading, q_tokens, value_dim)
+    else:  # the kernel converts such a mask, so it gets a block of rows at a time
+        rows, starts = q_tokens, range(1)
+        if not torch.compiler.is_compiling():  # a compiler wants one graph for any number of tokens
+            rows = max(64, MASK_BLOCK // max(_on_four_axes(mask[..., :1, :], leading).numel(), 1))
+            starts = range(0, max(q_tokens, 1), rows)
+        blocks = []
+        for first in starts:
+            last = min(first + rows, kv_tokens) if is_causal else kv_tokens
+            visible = mask[..., first : first + rows, :last]
+            visible = _on_four_axes(visible.tril(first) if is_causal else visible, leading)
+            part = query[..., first : first + rows, :], key[..., :last, :], value[..., :last, :]
+            blocks.append(F.scaled_dot_product_attention(*part, visible, dropout_p, scale=scale))
+        output = torch.cat(blocks, dim=-2)
+    return output[..., :value_dim].reshape(*leading, q_tokens, value_dim)
 
 
 def _on_four_axes(tensor: Tensor, leading: torch.Size) -> Tensor:
@@ -79,35 +84,3 @@ def _hide_by_score(query: Tensor, key: Tensor, mask: Tensor, scale: float) -> tu
     in_query, most = (2.0**15, 2.0**15) if torch.float16 in dtypes else (2.0**48, 2.0**100)
     hidden = torch.zeros_like(key[..., :1]).masked_fill(~mask.mT, -min(2.0**48 / scale, most))
     return F.pad(query, (0, 1), value=in_query), torch.cat([key, hidden], dim=-1)
-
-
-def _by_blocks(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    leading: torch.Size,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-) -> Tensor:
-    """Attention under a mask that differs between queries: the kernel converts it, so it gets a block of rows."""
-    q_tokens, kv_tokens = mask.shape[-2:]
-    rows = q_tokens
-    if not torch.compiler.is_compiling():  # a compiler wants one graph for any number of tokens
-        rows = max(64, MASK_BLOCK // max(_on_four_axes(mask[..., :1, :], leading).numel(), 1))
-    blocks = []
-    for first in [0] if rows >= q_tokens else range(0, q_tokens, rows):
-        last = min(first + rows, kv_tokens) if is_causal else kv_tokens
-        visible = mask[..., first : first + rows, :last]
-        if is_causal:
-            visible = visible & causal(visible.shape[-2], last, query.device, first)
-        part = query[..., first : first + rows, :], key[..., :last, :], value[..., :last, :]
-        visible = _on_four_axes(visible, leading)
-        blocks.append(F.scaled_dot_product_attention(*part, visible, dropout_p, scale=scale))
-    return torch.cat(blocks, dim=-2) if len(blocks) > 1 else blocks[0]
-
-
-def causal(q_tokens: int, kv_tokens: int, device: torch.device, first: int = 0) -> Tensor:
-    """True where key j is not after query ``first + i``."""
-    return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril(first)

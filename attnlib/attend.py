@@ -1,14 +1,14 @@
 """The one idea: a softmax-weighted average of values, and partial averages that merge exactly."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnlib._fused import causal, fused_attention
+from attnlib._fused import fused_attention
 from attnlib._validate import check_device, check_key_mask, check_qkv, check_same, check_tensor
 
 
@@ -93,12 +93,7 @@ def _attend(
 
 
 def attention_weights(
-    query: Tensor,
-    key: Tensor,
-    mask: Tensor | None = None,
-    *,
-    is_causal: bool = False,
-    scale: float | None = None,
+    query: Tensor, key: Tensor, mask: Tensor | None = None, *, is_causal: bool = False, scale: float | None = None
 ) -> Tensor:
     """Compute only the softmax weights: how much of each key's value goes into each query's average.
 
@@ -180,9 +175,9 @@ def blank(tensor: Tensor, padding: Tensor | None) -> Tensor:
     return tensor if padding is None else tensor.masked_fill(padding, 0.0)
 
 
-def active_dropout(module: nn.Module) -> float:
+def active_dropout(module: nn.Module | None) -> float:
     """The share that a Dropout module drops now: its own ``training`` decides; a module that replaces it drops none."""
-    return getattr(module, "p", 0.0) if module.training else 0.0
+    return getattr(module, "p", 0.0) if module is not None and module.training else 0.0
 
 
 def merge(parts: Sequence[Attended]) -> Attended:
@@ -230,7 +225,7 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, sc
     with without_autocast(query.device):
         scores = (query.to(dtype) * scale) @ key.to(dtype).mT
     if is_causal:
-        past = causal(query.shape[-2], key.shape[-2], query.device)
+        past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         mask = past if mask is None else mask & past
     return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
@@ -261,23 +256,18 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _check_part(index: int, part: Attended, first: Attended, leading: torch.Size) -> torch.Size:
     """Errors that name the part; (…, q_tokens) of this part and the ones before it, which have ``leading``."""
-    if not isinstance(part, Attended):
-        raise TypeError(f"parts[{index}] must be an Attended; got {type(part).__name__}")
     name = f"parts[{index}]"
-    check_tensor(f"{name}.output", part.output)
-    check_tensor(f"{name}.logsumexp", part.logsumexp)
-    check_same(**{"parts[0].output": first.output, f"{name}.output": part.output})
-    check_same(**{"parts[0].logsumexp": first.logsumexp, f"{name}.logsumexp": part.logsumexp})
+    if not isinstance(part, Attended):
+        raise TypeError(f"{name} must be an Attended; got {type(part).__name__}")
+    for field, ours, theirs in zip(Attended._fields, part, first):
+        check_tensor(f"{name}.{field}", ours)
+        check_same(**{f"parts[0].{field}": theirs, f"{name}.{field}": ours})
     check_device(f"{name}.logsumexp", part.logsumexp, "its output", part.output.device)
-    try:
-        leading = torch.broadcast_shapes(leading, part.output.shape[:-1], part.logsumexp.shape)
-        fits = part.output.ndim > 0 and part.output.shape[-1] == first.output.shape[-1]
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"{name} must have output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) like parts[0], "
-            f"{tuple(first.output.shape)}, and broadcast with all earlier parts; got {tuple(part.output.shape)} and "
-            f"{tuple(part.logsumexp.shape)}"
-        )
-    return leading
+    with suppress(RuntimeError):  # raised by shapes that do not broadcast
+        if part.output.ndim and part.output.shape[-1] == first.output.shape[-1]:
+            return torch.broadcast_shapes(leading, part.output.shape[:-1], part.logsumexp.shape)
+    raise ValueError(
+        f"{name} must have output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) like parts[0], "
+        f"{tuple(first.output.shape)}, and broadcast with all earlier parts; got {tuple(part.output.shape)} and "
+        f"{tuple(part.logsumexp.shape)}"
+    )

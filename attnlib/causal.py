@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from attnlib._fused import fused_attention
-from attnlib._validate import check_counts, check_input, check_probability
-from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
+from attnlib._validate import check_counts, check_probability
+from attnlib.self_attention import SingleHead
 
 
-class CausalAttention(nn.Module):
+class CausalAttention(SingleHead):
     """Single-head self-attention in which no token sees a later one.
 
     Formula: ``softmax(Q Kᵀ / √d_out + M) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it; dropout on the weights while
@@ -39,6 +38,8 @@ class CausalAttention(nn.Module):
     torch.Size([5, 6, 2])
     """
 
+    is_causal = True
+
     def __init__(
         self, d_in: int, d_out: int, context_length: int, dropout: float = 0.0, qkv_bias: bool = False
     ) -> None:
@@ -49,19 +50,6 @@ class CausalAttention(nn.Module):
         self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
         self.register_load_state_dict_pre_hook(drop_mask_buffer)
-
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``."""
-        check_input(x, self.d_in, self.context_length)
-        x, mask, padding = hide_padding(x, key_mask)
-        query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
-        return blank(fused_attention(query, key, value, mask, True, None, active_dropout(self.dropout)), padding)
-
-    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
-        check_input(x, self.d_in, self.context_length)
-        x, mask, padding = hide_padding(x, key_mask)
-        return blank(_attention_weights(self.W_query(x), self.W_key(x), mask, is_causal=True), padding)
 
 
 def drop_mask_buffer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:

@@ -165,11 +165,11 @@ class MultiHeadAttention(nn.Module):
         size, has_bias = attention.embed_dim, attention.in_proj_bias is not None
         module = cls(size, size, context_length, attention.dropout, attention.num_heads, has_bias, is_causal=is_causal)
         module.to(attention.in_proj_weight).train(attention.training)
-        _copy(attention.in_proj_weight, [linear.weight for linear in module._qkv()])
-        _copy(attention.out_proj.weight, [module.out_proj.weight])
+        _copy([attention.in_proj_weight], module._qkv("weight"))
+        _copy([attention.out_proj.weight], [module.out_proj.weight])
         if has_bias:
-            _copy(attention.in_proj_bias, [linear.bias for linear in module._qkv()])
-            _copy(attention.out_proj.bias, [module.out_proj.bias])
+            _copy([attention.in_proj_bias], module._qkv("bias"))
+            _copy([attention.out_proj.bias], [module.out_proj.bias])
         else:
             nn.init.zeros_(module.out_proj.bias).requires_grad_(attention.out_proj.weight.requires_grad)
         return module
@@ -187,18 +187,17 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(f"nn.MultiheadAttention needs d_in equal to d_out; got d_in={d_in}, d_out={d_out}")
         attention = nn.MultiheadAttention(d_out, self.num_heads, self.dropout.p, batch_first=True)
         attention.to(self.W_query.weight).train(self.training)
-        with torch.enable_grad():  # so that what is joined knows whether any part of it is trained
-            _copy(torch.cat([linear.weight for linear in self._qkv()]), [attention.in_proj_weight])
-            if self.W_query.bias is None:
-                nn.init.zeros_(attention.in_proj_bias).requires_grad_(attention.in_proj_weight.requires_grad)
-            else:
-                _copy(torch.cat([linear.bias for linear in self._qkv()]), [attention.in_proj_bias])
-        _copy(self.out_proj.weight, [attention.out_proj.weight])
-        _copy(self.out_proj.bias, [attention.out_proj.bias])
+        _copy(self._qkv("weight"), [attention.in_proj_weight])
+        _copy([self.out_proj.weight], [attention.out_proj.weight])
+        _copy([self.out_proj.bias], [attention.out_proj.bias])
+        if self.W_query.bias is None:  # theirs is zero then
+            attention.in_proj_bias.requires_grad_(attention.in_proj_weight.requires_grad)
+        else:
+            _copy(self._qkv("bias"), [attention.in_proj_bias])
         return attention
 
-    def _qkv(self) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-        return self.W_query, self.W_key, self.W_value
+    def _qkv(self, kind: str) -> list[Tensor]:
+        return [getattr(linear, kind) for linear in (self.W_query, self.W_key, self.W_value)]
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
         """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``.
@@ -209,14 +208,16 @@ class MultiHeadAttention(nn.Module):
         """
         check_input(x, self.d_in, self.context_length)
         source, mask, padding = hide_padding(x if context is None else self._checked(context, x), key_mask)
-        if context is None:
-            x = source
-        query = _split_heads(self.W_query(x), self.num_heads)
-        key, value = (_split_heads(linear(source), self.num_heads) for linear in (self.W_key, self.W_value))
+        query = self._project(source if context is None else x, "query")
+        key, value = self._project(source, "key"), self._project(source, "value")
         mask = None if mask is None else mask.unsqueeze(-3)  # (…, 1, 1, tokens)
         heads = fused_attention(query, key, value, mask, self.is_causal, None, active_dropout(self.dropout))
-        padding = padding if context is None else None
-        return self.out_proj(blank(heads.transpose(-2, -3).flatten(-2), padding))  # from (…, tokens, d_out)
+        joined = heads.transpose(-2, -3).flatten(-2)  # (…, tokens, d_out)
+        return self.out_proj(blank(joined, padding) if context is None else joined)
+
+    def _project(self, x: Tensor, name: str) -> Tensor:
+        """The queries, keys or values of x, (…, num_heads, tokens, head_dim)."""
+        return _split_heads(getattr(self, f"W_{name}")(x), self.num_heads)
 
     def _checked(self, context: Tensor, x: Tensor) -> Tensor:
         check_tensor("context", context)
@@ -231,13 +232,13 @@ class MultiHeadAttention(nn.Module):
         """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
         check_input(x, self.d_in, self.context_length)
         x, mask, padding = hide_padding(x, key_mask)
-        query, key = (_split_heads(linear(x), self.num_heads) for linear in (self.W_query, self.W_key))
+        query, key = self._project(x, "query"), self._project(x, "key")
         mask, padding = (None if t is None else t.unsqueeze(-3) for t in (mask, padding))
         return blank(_attention_weights(query, key, mask, self.is_causal), padding)
 
 
-def _copy(source: Tensor, targets: list[Tensor]) -> None:
-    """Cut a parameter into its parts and copy their numbers, and whether they are trained."""
-    for part, target in zip(source.detach().chunk(len(targets)), targets):
+def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:
+    """Copy parameters into others that hold the same rows, cut elsewhere, and whether they are trained."""
+    for part, target in zip(torch.cat(sources).detach().chunk(len(targets)), targets):
         target.detach().copy_(part)
-        target.requires_grad_(source.requires_grad)
+        target.requires_grad_(any(source.requires_grad for source in sources))

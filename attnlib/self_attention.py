@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
 from attnlib._validate import check_counts, check_input, check_shape, check_tensor
-from attnlib.attend import _attention_weights, blank, hide_padding
+from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 
 
 def context_vectors(x: Tensor) -> Tensor:
@@ -27,7 +27,38 @@ def context_vectors(x: Tensor) -> Tensor:
     return fused_attention(x, x, x, scale=1.0)
 
 
-class SelfAttention_v1(nn.Module):
+class SingleHead(nn.Module):
+    """What the layers with one head share. Each makes its own projections, and some hide the future or drop weights."""
+
+    d_in: int
+    context_length: int | None = None
+    is_causal = False
+
+    def _project(self, x: Tensor, name: str) -> Tensor:
+        """The queries, keys or values of x, (…, tokens, d_out)."""
+        return getattr(self, f"W_{name}")(x)
+
+    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
+
+        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. No token sees padding, whatever it
+        holds, and its own context vectors are zero.
+        """
+        check_input(x, self.d_in, self.context_length)
+        x, mask, padding = hide_padding(x, key_mask)
+        query, key, value = (self._project(x, name) for name in ("query", "key", "value"))
+        dropout_p = active_dropout(getattr(self, "dropout", None))
+        return blank(fused_attention(query, key, value, mask, self.is_causal, None, dropout_p), padding)
+
+    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Weights (…, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
+        check_input(x, self.d_in, self.context_length)
+        x, mask, padding = hide_padding(x, key_mask)
+        query, key = self._project(x, "query"), self._project(x, "key")
+        return blank(_attention_weights(query, key, mask, self.is_causal), padding)
+
+
+class SelfAttention_v1(SingleHead):
     """Self-attention with its three weight matrices as bare parameters.
 
     Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = x W_query + bias_query``, and K and V likewise.
@@ -79,29 +110,11 @@ class SelfAttention_v1(nn.Module):
         return v1.train(v2.training)
 
     def _project(self, x: Tensor, name: str) -> Tensor:
-        projected = x @ getattr(self, f"W_{name}")  # (…, tokens, d_out)
-        bias = getattr(self, f"bias_{name}")
+        projected, bias = x @ getattr(self, f"W_{name}"), getattr(self, f"bias_{name}")
         return projected if bias is None else projected + bias
 
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
 
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. No token sees padding, whatever it
-        holds, and its own context vectors are zero.
-        """
-        check_input(x, self.d_in)
-        x, mask, padding = hide_padding(x, key_mask)
-        query, key, value = (self._project(x, name) for name in ("query", "key", "value"))
-        return blank(fused_attention(query, key, value, mask), padding)
-
-    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, tokens, tokens): a row for each query, summing to one, or to zero for padding."""
-        check_input(x, self.d_in)
-        x, mask, padding = hide_padding(x, key_mask)
-        return blank(_attention_weights(self._project(x, "query"), self._project(x, "key"), mask), padding)
-
-
-class SelfAttention_v2(nn.Module):
+class SelfAttention_v2(SingleHead):
     """Self-attention with ``nn.Linear`` layers, which bring a better initialisation and a real bias.
 
     Formula, arguments and errors: as ``SelfAttention_v1``, with ``Q = W_query(x)``. A Linear stores its weight as
@@ -119,15 +132,3 @@ class SelfAttention_v2(nn.Module):
         check_counts(d_in=d_in, d_out=d_out)
         self.d_in = d_in
         self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
-
-    def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``."""
-        check_input(x, self.d_in)
-        x, mask, padding = hide_padding(x, key_mask)
-        return blank(fused_attention(self.W_query(x), self.W_key(x), self.W_value(x), mask), padding)
-
-    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, tokens, tokens), as from ``SelfAttention_v1.attention_weights``."""
-        check_input(x, self.d_in)
-        x, mask, padding = hide_padding(x, key_mask)
-        return blank(_attention_weights(self.W_query(x), self.W_key(x), mask), padding)

@@ -80,7 +80,8 @@ def api_page(name: str, title: str) -> str:
 
 def _entry(name: str, module: ModuleType, public: str) -> str:
     kind = "autoclass" if isinstance(getattr(module, public), type) else "autofunction"
-    return f"\n.. {kind}:: attnlib.{name}.{public}\n" + "   :members:\n" * (kind == "autoclass")
+    options = "   :members:\n   :inherited-members: Module, tuple\n" * (kind == "autoclass")
+    return f"\n.. {kind}:: attnlib.{name}.{public}\n{options}"
 
 
 def prepare(source: Path) -> None:
