@@ -1,14 +1,16 @@
 """Attention for generating one token at a time: query heads share key heads, and a cache holds the past."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
 from attnlib._validate import check_bool, check_counts, check_device, check_divisible, check_input, check_probability
 from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 from attnlib.kv_cache import Angles, KVCache, check_window
-from attnlib.multi_head import _split_heads
 from attnlib.positions import check_base, check_even, cos_sin, turn
+
+QUERY_BLOCK = 128  # queries that share a mask, at least
 
 
 class GroupedQueryAttention(nn.Module):
@@ -99,22 +101,26 @@ class GroupedQueryAttention(nn.Module):
         """Make an empty cache with this layer's window. Each layer of a model needs its own."""
         return KVCache(window=self.window, sinks=self.sinks)
 
-    @torch.no_grad()
     def append(self, x: Tensor, cache: KVCache, key_mask: Tensor | None = None) -> None:
         """Store the keys and values of x in the cache, without their gradient; then call ``forward(x, cache)``.
 
         Arguments as for ``forward``; ``key_mask`` marks the real tokens of x. After an error, the cache is as it was.
         """
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():  # what is stored there could not be used elsewhere
+                return self.append(x, cache, key_mask)
         rows, real = self._rows(x, key_mask)
         self._check_cache(cache, rows)
-        if cache._kept + rows.shape[1] > self.context_length:
-            limit, held, new = self.context_length, cache._kept, rows.shape[1]
-            raise ValueError(f"cache must hold at most context_length={limit} tokens; got {held} and {new} more")
-        positions = cache._next_positions(rows.shape[1], real, rows.device)
-        angles = self._angles(positions, rows)
+        held, new = cache._kept, rows.shape[1]
+        if held + new > self.context_length:
+            limit = f"context_length={self.context_length}"
+            raise ValueError(f"cache must hold at most {limit} tokens; got {held} and {new} more")
+        positions = cache._next_positions(new, real)
+        angles = self._next_angles(cache, positions, rows) if self.rotary else None
         key, value = self._key_value(rows, angles)
-        cache._check_fits(key, value)
-        cache._append(key, value, real, positions, angles)
+        if cache._sizes != (rows.shape[0], self.num_kv_heads, self.head_dim, self.head_dim):
+            cache._check_fits(key, value)
+        return cache._append(key, value, real, positions, angles)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Compute the context vectors of x. Nothing is stored; that is what ``append`` is for.
@@ -136,58 +142,59 @@ class GroupedQueryAttention(nn.Module):
             TypeError, ValueError: an argument is of the wrong kind or shape, x or the cache has too many tokens, or the
                 newest tokens of the cache cannot be those of x.
         """
-        query, key, value, (mask, is_causal), padding = self._prepare(x, cache, key_mask)
-        heads = query.unflatten(1, (self.num_kv_heads, -1))  # (batch, num_kv_heads, group, tokens, head_dim)
-        if 1 in heads.shape[2:4]:  # one head or one token: the group can stand on the axis of tokens
-            heads = heads.flatten(2, 3)  # one token and one key: is_causal hides nothing
-        else:
-            key, value, mask = key.unsqueeze(2), value.unsqueeze(2), None if mask is None else mask.unsqueeze(2)
-        heads = fused_attention(heads, key, value, mask, is_causal, None, active_dropout(self.dropout))
-        joined = heads.reshape(query.shape).transpose(1, 2).flatten(2)  # (batch, tokens, d_out)
-        context = self.out_proj(blank(joined, padding))
+        query, key, value, positions, real = self._prepare(x, cache, key_mask)
+        joined = self._contexts(query, key, value, positions, real)  # (batch, tokens, d_out)
+        context = self.out_proj(joined if real is None else blank(joined, ~real.unsqueeze(-1)))
         return context if x.ndim == 3 else context.squeeze(0)
 
     def attention_weights(self, x: Tensor, cache: KVCache | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Weights before dropout, (…, num_heads, tokens, kv_tokens), with the keys in the order of the cache. Rows sum
         to one, or to zero for padding. Arguments as in ``forward``."""
-        query, key, _, visible, padding = self._prepare(x, cache, key_mask)
+        query, key, _, positions, _ = self._prepare(x, cache, key_mask)
         key = key.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-        weights = blank(_attention_weights(query, key, *visible), None if padding is None else padding.unsqueeze(1))
+        first, last = key.shape[2] - query.shape[2], key.shape[2]
+        weights = _attention_weights(query, key, self._visible(first, last, 0, positions, key.device))
         return weights if x.ndim == 3 else weights.squeeze(0)
 
     def _prepare(
         self, x: Tensor, cache: KVCache | None, key_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, bool], Tensor | None]:
-        """Query, key and value, each (batch, its heads, its tokens, head_dim); who sees whom; and what is padding in x,
-        (batch, tokens, 1), or None if no key is."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Query, key and value, each (batch, its heads, its tokens, head_dim); the positions of the keys (batch,
+        kv_tokens) and which tokens of x are real (batch, tokens), both None if there is no padding."""
         rows, real = self._rows(x, key_mask)
         tokens = rows.shape[1]
         if cache is None:
-            positions = KVCache()._next_positions(tokens, real, rows.device)
-            angles = self._angles(positions, rows)
+            positions = KVCache()._next_positions(tokens, real)
+            columns = torch.arange(tokens, device=rows.device)[None] if positions is None else positions
+            angles = self._angles(columns, rows) if self.rotary else None
             key, value = self._key_value(rows, angles)
         else:
             self._check_cache(cache, rows)
             if key_mask is not None:
                 raise ValueError("key_mask belongs to append, which tells the cache; do not give it to forward as well")
-            if rows.shape[:2] != (len(cache.lengths), cache._newest):
-                stored = f"batch={len(cache.lengths)}, tokens={cache._newest}"
+            if tokens != cache._newest or not cache._sizes:
+                stored = f"batch={cache._key.shape[0]}, tokens={cache._newest}"
                 raise ValueError(f"x must be what append(x, cache) stored last, {stored}; got {tuple(x.shape)}")
-            key, value = cache.key, cache.value
-            positions = cache.positions if cache._padded else cache.positions[:1]  # without padding, rows are alike
-            newest = positions[:, len(cache) - tokens :]
-            real = newest >= 0 if cache._padded else None
-            angles = self._angles(newest, rows) if cache._angles is None else cache._angles
-        padding = None if real is None else ~real.unsqueeze(-1)
-        query = self._turned(self.W_query(blank(rows, padding)), self.num_heads, angles)
-        return query, key.to(query.dtype), value.to(query.dtype), self._visible(positions, tokens, real), padding
+            key, value, positions, angles = cache.key, cache.value, None, cache._angles
+            if cache._padded is not None:
+                positions = cache.positions
+                real = positions[:, len(cache) - tokens :] >= 0
+                rows = blank(rows, ~real.unsqueeze(-1))
+            if angles is None and self.rotary:
+                angles = self._angles(cache.positions[:, len(cache) - tokens :], rows)
+        query = self._split(self.W_query(rows), self.num_heads, angles)
+        if key.dtype != query.dtype:
+            key, value = key.to(query.dtype), value.to(query.dtype)
+        return query, key, value, positions, real
 
     def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x as (batch, tokens, d_in) with zeros as padding, and which tokens are real, (batch, tokens)."""
         check_input(x, self.d_in, self.context_length)
-        rows, _, padding = hide_padding(x, key_mask)
-        rows = rows if x.ndim == 3 else rows.unsqueeze(0)
-        return rows, None if padding is None else ~padding.view(rows.shape[:2])
+        if key_mask is not None:
+            x, _, _ = hide_padding(x, key_mask)
+        if x.ndim == 2:
+            x, key_mask = x.unsqueeze(0), None if key_mask is None else key_mask.unsqueeze(0)
+        return x, key_mask
 
     def _check_cache(self, cache: object, rows: Tensor) -> None:
         if not isinstance(cache, KVCache):
@@ -195,38 +202,94 @@ class GroupedQueryAttention(nn.Module):
         if cache.window is not None and (cache.window, cache.sinks) != (self.window, self.sinks):
             expected, got = (f"window={one.window}, sinks={one.sinks}" for one in (self, cache))
             raise ValueError(f"cache must have the layer's {expected}, or no window; got {got}")
-        if len(cache.lengths) not in (0, len(rows)):
-            raise ValueError(f"x must have the batch of the cache, {len(cache.lengths)}; got {len(rows)}")
-        if len(cache.lengths):
-            check_device("x", rows, "the cache", cache.lengths.device)
+        if cache._sizes:
+            if cache._sizes[0] != rows.shape[0]:
+                raise ValueError(f"x must have the batch of the cache, {cache._sizes[0]}; got {rows.shape[0]}")
+            check_device("x", rows, "the cache", cache._key.device)
 
-    def _angles(self, positions: Tensor, rows: Tensor) -> Angles | None:
-        if not self.rotary:
-            return None
+    def _angles(self, positions: Tensor, rows: Tensor) -> Angles:
         cos, sin = cos_sin(positions.unsqueeze(1), self.head_dim, self.base)
         dtype = torch.promote_types(rows.dtype, torch.float32)
         return cos.to(dtype), sin.to(dtype)
 
-    def _key_value(self, rows: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
-        """Each (batch, num_kv_heads, tokens, head_dim)."""
-        value = _split_heads(self.W_value(rows), self.num_kv_heads)
-        return self._turned(self.W_key(rows), self.num_kv_heads, angles), value
+    def _next_angles(self, cache: KVCache, positions: Tensor | None, rows: Tensor) -> Angles:
+        """Angles of the tokens after those of the cache; for a single one without padding, computed 64 at a time."""
+        count, tokens = cache._count, rows.shape[1]
+        if positions is not None:
+            return self._angles(positions, rows)
+        if tokens != 1:
+            return self._angles(torch.arange(count, count + tokens, device=rows.device)[None], rows)
+        wanted = self.base, self.head_dim, rows.dtype
+        made, first, angles = cache._ahead
+        if made != wanted or count - first >= len(angles):
+            first, positions = count, torch.arange(count, count + 64, device=rows.device)[None]
+            angles = list(zip(*(part.split(1, dim=2) for part in self._angles(positions, rows))))
+            cache._ahead = wanted, first, angles
+        return angles[count - first]
 
-    def _turned(self, projected: Tensor, num_heads: int, angles: Angles | None) -> Tensor:
-        """(batch, num_heads, tokens, head_dim)."""
-        heads = _split_heads(projected, num_heads)
+    def _key_value(self, rows: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        return self._split(self.W_key(rows), self.num_kv_heads, angles), self._split(
+            self.W_value(rows), self.num_kv_heads
+        )
+
+    def _split(self, projected: Tensor, num_heads: int, angles: Angles | None = None) -> Tensor:
+        """(batch, num_heads, tokens, head_dim), turned by the angles."""
+        batch, tokens, _ = projected.shape
+        if tokens == 1:
+            heads = projected.view(batch, num_heads, 1, self.head_dim)
+        else:
+            heads = projected.view(batch, tokens, num_heads, self.head_dim).transpose(1, 2)
         return heads if angles is None else turn(heads, angles)
 
-    def _visible(self, positions: Tensor, tokens: int, real: Tensor | None) -> tuple[Tensor | None, bool]:
-        """Which of the keys at these positions the last ``tokens`` of them see: a mask (batch or 1, 1, tokens or 1,
-        kv_tokens), or None, and whether later keys are hidden as well."""
-        kv_tokens = positions.shape[1]
+    def _contexts(
+        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None, real: Tensor | None
+    ) -> Tensor:
+        """(batch, tokens, d_out), a block of queries at a time where each query needs a mask of its own."""
+        tokens, kv_tokens = query.shape[2], key.shape[2]
         compiling = torch.compiler.is_compiling()  # a compiler wants one graph for any number of tokens
         all_past = self.window is None or (not compiling and kv_tokens <= self.window + self.sinks)
         if all_past and (tokens == kv_tokens or (tokens == 1 and real is None)):
-            return None if real is None else real[:, None, None], bool(tokens == kv_tokens)
-        query, key = positions[:, kv_tokens - tokens :, None], positions[:, None]
-        mask = (key >= 0) & (key <= query)  # (batch or 1, tokens, kv_tokens)
-        if self.window is not None:
-            mask = mask & ((key > query - self.window) | (key < self.sinks))
-        return mask.unsqueeze(1), False
+            mask = None if real is None else real[:, None, None]
+            return self._attend(query, key, value, mask, bool(tokens == kv_tokens))
+        start, block, blocks = kv_tokens - tokens, max(self.window or 0, QUERY_BLOCK), []
+        for first in [start] if compiling or tokens <= block else range(start, kv_tokens, block):
+            last = kv_tokens if compiling else min(first + block, kv_tokens)
+            low = 0 if self.window is None or real is not None else max(first - self.window + 1, 0)
+            part, (keys, values) = (
+                query[:, :, first - start : last - start],
+                (self._columns(t, low, last) for t in (key, value)),
+            )
+            blocks.append(self._attend(part, keys, values, self._visible(first, last, low, positions, key.device)))
+        return torch.cat(blocks, dim=1)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False
+    ) -> Tensor:
+        batch, num_heads, tokens, head_dim = query.shape
+        group, dropout_p = num_heads // self.num_kv_heads, active_dropout(self.dropout)
+        if tokens == 1:  # the group can stand on the axis of tokens; with one key, is_causal hides nothing
+            query = query.reshape(batch, self.num_kv_heads, group, head_dim)
+            if mask is None:
+                heads = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p)
+            else:
+                heads = fused_attention(query, key, value, mask, dropout_p=dropout_p)
+            return heads.reshape(batch, 1, num_heads * head_dim)
+        if group > 1:
+            query, key, value = query.unflatten(1, (-1, group)), key.unsqueeze(2), value.unsqueeze(2)
+            mask = None if mask is None else mask.unsqueeze(2)
+        heads = fused_attention(query, key, value, mask, is_causal, None, dropout_p)
+        return heads.reshape(batch, num_heads, tokens, head_dim).transpose(1, 2).flatten(2)
+
+    def _columns(self, tensor: Tensor, low: int, last: int) -> Tensor:
+        """(…, …, columns, …) from ``low`` to ``last``, after the sinks."""
+        if not (self.sinks and low):
+            return tensor[:, :, low:last]
+        return torch.cat([tensor[:, :, : min(self.sinks, low)], tensor[:, :, low:last]], dim=2)
+
+    def _visible(self, first: int, last: int, low: int, positions: Tensor | None, device: torch.device) -> Tensor:
+        """Which keys, as ``_columns`` gives them, the queries from column ``first`` to ``last`` see: a mask (batch or
+        1, 1, queries, keys). Without padding, a column says as much as a position."""
+        columns = torch.arange(last, device=device)[None] if positions is None else positions
+        query, key = columns[:, None, first:last, None], self._columns(columns[:, None, :, None], low, last).mT
+        mask = (key >= 0) & (key <= query)
+        return mask if self.window is None else mask & ((key > query - self.window) | (key < self.sinks))

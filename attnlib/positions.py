@@ -53,25 +53,26 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
         raise ValueError(f"positions must broadcast to ({expected}); got {tuple(positions.shape)}")
     check_base(base)
     check_layout("layout", layout)
-    return turn(x, cos_sin(positions, x.shape[-1], base), layout)
+    cos, sin = cos_sin(positions, x.shape[-1], base, layout)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return turn(x, (cos.to(dtype), sin.to(dtype)), layout)
 
 
-def cos_sin(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of every angle, (…, tokens, head_dim / 2), in float64 if the device has it."""
+def cos_sin(positions: Tensor, head_dim: int, base: float, layout: str = "halves") -> tuple[Tensor, Tensor]:
+    """What ``turn`` multiplies each component and its partner by, (…, tokens, head_dim), in float64 if possible."""
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)  # integers, so exact
     steps = steps.to(logsumexp_dtype(steps))
     angles = positions.unsqueeze(-1) * base ** (-steps / head_dim)
-    return angles.cos(), angles.sin()
+    axis = -2 if layout == "halves" else -1
+    cos, sin = (torch.stack(pair, dim=axis).flatten(-2) for pair in ([angles.cos()] * 2, [-angles.sin(), angles.sin()]))
+    return cos, sin
 
 
 def turn(x: Tensor, angles: tuple[Tensor, Tensor], layout: str = "halves") -> Tensor:
-    """``rotate`` without its checks, by angles given as ``cos_sin``."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    cos, sin = (part.to(dtype) for part in angles)
-    a, b = x.chunk(2, dim=-1) if layout == "halves" else (x[..., ::2], x[..., 1::2])
-    turned = a * cos - b * sin, a * sin + b * cos
-    joined = torch.cat(turned, dim=-1) if layout == "halves" else torch.stack(turned, dim=-1).flatten(-2)
-    return joined.to(x.dtype)
+    """``rotate`` without its checks, by angles from ``cos_sin`` with this layout."""
+    half = x.shape[-1] // 2
+    partner = x.roll(half, -1) if layout == "halves" else x.unflatten(-1, (half, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * angles[0], partner, angles[1]).to(x.dtype)
 
 
 def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:

@@ -1,5 +1,7 @@
 """Grouped-query attention: a cache changes nothing but the time."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
+from attnlib import generation
 from attnlib.generation import GroupedQueryAttention
 from attnlib.kv_cache import KVCache
 from attnlib.masks import sliding_window_mask
@@ -93,8 +96,10 @@ def test_bytes_of_the_cache():
 
 
 @windows
+@pytest.mark.parametrize("block", [1, 3, 128])
 @pytest.mark.parametrize(("num_kv_heads", "rotary"), [(1, True), (2, True), (3, False), (6, True)])
-def test_equals_the_loops_forward_and_backward(num_kv_heads, rotary, options):
+def test_equals_the_loops_forward_and_backward(num_kv_heads, rotary, options, block, monkeypatch):
+    monkeypatch.setattr(generation, "QUERY_BLOCK", block)
     layer, x = make(num_kv_heads, rotary=rotary, base=50.0, qkv_bias=True, **options), draw().requires_grad_()
     got, want = layer(x), torch.stack([by_loops(layer, row) for row in x])
     assert_close(got, want, **EXACT)
@@ -151,7 +156,8 @@ def test_a_cache_changes_nothing(data):
     x = x.masked_fill(~real[..., None], torch.nan)
     mask = None if kind == "none" else real
     keeps_all = data.draw(st.booleans())
-    got = in_pieces(layer, x, sizes, mask, KVCache() if keeps_all else None)
+    with mock.patch.object(generation, "QUERY_BLOCK", data.draw(st.integers(1, TOKENS))):
+        got = in_pieces(layer, x, sizes, mask, KVCache() if keeps_all else None)
     assert_close(got, layer(x, key_mask=mask), **EXACT)
     for row in range(BATCH):
         assert_close(got[row, real[row]], layer(x[row, real[row]]), **EXACT)
@@ -198,15 +204,37 @@ def test_attention_weights_with_and_without_a_cache(options, padded):
 def test_a_window_goes_on_beyond_the_context_length_in_constant_memory():
     layer, cache = make(window=4, sinks=1, context_length=5), KVCache(window=4, sinks=1)
     x = draw(1, 60, D_IN)
-    outputs, sizes = [], set()
+    outputs, sizes = [], []
     for token in x.split(1, dim=1):
         layer.append(token, cache)
         outputs.append(layer(token, cache))
-        sizes.add((cache.nbytes, cache._key.untyped_storage().nbytes()))
+        sizes.append((cache.nbytes, cache._key.untyped_storage().nbytes()))
     assert len({size for size, _ in sizes}) == 5  # 1, 2, 3, 4, 5 tokens, and no more
-    assert len({storage for _, storage in sizes}) == 1
+    assert {storage for _, storage in sizes[20:]} == {(5 + 16) * 2 * HEAD_DIM * 8}
     longer = make(window=4, sinks=1, context_length=60)
     assert_close(torch.cat(outputs, dim=1), longer(x), **EXACT)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_long_prompt_makes_no_mask_of_tokens_by_tokens(padded, cached):
+    """At one time, forward or backward, and without padding in sum for the backward pass."""
+    tokens, window = 4_001, 61
+    layer, cache = make(context_length=tokens, window=window, sinks=3).float(), KVCache() if cached else None
+    x, real = draw(1, tokens, D_IN).float().requires_grad_(), torch.arange(tokens)[None] >= 1_000 if padded else None
+    saved = []
+    if cached:
+        layer.append(x, cache, real)
+    with LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(saved.append, lambda _: None):
+        layer(x, cache, None if cached else real)
+    assert largest.numbers <= 2 * tokens * 128  # a block's mask for each key head
+    if not padded:
+        assert largest.numbers == tokens * D_OUT
+        assert sum(tensor.numel() for tensor in saved) < 8 * tokens * D_OUT + 2 * tokens * (window + 128 + 3)
+    output = layer(x, cache, None if cached else real)
+    with LargestTensor() as largest:
+        output.sum().backward()
+    assert largest.numbers <= 2 * tokens * 128
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 6])
@@ -245,6 +273,23 @@ def test_forward_changes_nothing_and_append_leaves_no_gradient():
     assert layer.W_query.weight.grad.abs().sum() > 0
     layer(x).square().sum().backward()
     assert layer.W_key.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_cache_filled_in_inference_mode_is_used_and_added_to_outside_of_it(padded):
+    layer, x, cache = make(window=7, sinks=1), draw(), KVCache(window=7, sinks=1)
+    real = torch.arange(5) >= torch.tensor([[0], [2], [4]]) if padded else None
+    with torch.inference_mode():
+        layer.append(x[:, :5], cache, real)
+        prompt = layer(x[:, :5], cache)
+    assert_close(layer(x[:, :5], cache).detach(), prompt, **EXACT)
+    for token in x[:, 5:].split(1, dim=1):
+        with torch.inference_mode():
+            layer.append(token, cache)
+        layer(token, cache).sum().backward()
+        with torch.no_grad():
+            layer.append(token, cache)
+    assert layer.W_query.weight.grad.abs().sum() > 0
 
 
 def test_padding_spoils_no_gradient_of_a_call_with_a_cache():

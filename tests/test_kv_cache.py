@@ -49,13 +49,15 @@ def test_a_window_keeps_positions_and_sinks():
 
 
 def test_a_window_keeps_memory_constant():
-    cache, sizes = KVCache(window=11, sinks=3), set()
+    cache, sizes, moves = KVCache(window=11, sinks=3), set(), 0
     for token in range(500):
+        room = cache._key
         cache.append(*numbered(token, 1))
-        if token > 20:
-            sizes.add((cache.nbytes, cache._key.untyped_storage().nbytes(), cache._key.data_ptr()))
-    assert len(sizes) == 1
-    assert cache.nbytes == BATCH * HEADS * 14 * (HEAD_DIM + VALUE_DIM) * 4
+        moves += cache._key is not room
+        if token > 40:
+            sizes.add((cache.nbytes, cache._key.untyped_storage().nbytes()))
+    assert sizes == {(BATCH * HEADS * 14 * (HEAD_DIM + VALUE_DIM) * 4, BATCH * HEADS * (14 + 16) * HEAD_DIM * 4)}
+    assert moves <= 500 / 16 + 2  # all that is held is copied only when the room is full
 
 
 def test_reserved_room_is_a_quarter_at_most():
