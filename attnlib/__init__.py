@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from attnlib.einsum import EinsumExplanation, explain_einsum
     from attnlib.lsh import LSHSelfAttention, hash_buckets, lsh_attention, random_rotations
     from attnlib.memory import IVFIndex, KVMemory, MemoryAttention, MemoryHits, split_memory_heads, topk_attend
+    from attnlib.real_model import Encoder, load_encoder
     from attnlib.sharded import sharded_attend, sharded_search
 
 __version__ = "2.0.0"
@@ -30,11 +31,13 @@ __all__ += ["EinsumExplanation", "explain_einsum"]
 __all__ += ["LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotations"]
 __all__ += ["IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"]
 __all__ += ["sharded_attend", "sharded_search"]
+__all__ += ["Encoder", "load_encoder"]
 
 _ON_FIRST_USE = {
     "einsum": ("EinsumExplanation", "explain_einsum"),
     "lsh": ("LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotations"),
     "memory": ("IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"),
+    "real_model": ("Encoder", "load_encoder"),
     "sharded": ("sharded_attend", "sharded_search"),
 }
 

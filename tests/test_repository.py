@@ -32,7 +32,7 @@ FLOORS = [
         "kv_cache",
         "generation",
     },
-    {"plots", "checks"},
+    {"plots", "checks", "real_model"},
 ]
 PIP_NAME = {"IPython": "ipywidgets", "faiss": "faiss-cpu", "yaml": "pyyaml"}  # IPython comes with ipywidgets
 
@@ -90,7 +90,7 @@ def test_every_import_of_the_notebooks_is_in_requirements_txt():
 
 def test_every_import_of_attnlib_is_in_pyproject():
     extras = PROJECT["optional-dependencies"]
-    listed = bounds(PROJECT["dependencies"] + extras["plots"] + extras["faiss"])
+    listed = bounds(PROJECT["dependencies"] + extras["plots"] + extras["faiss"] + extras["model"])
     for path in MODULES:
         for name in imports(path.read_text(encoding="utf-8")):
             assert PIP_NAME.get(name, name).replace("_", "-").lower() in listed, f"{path.name} imports {name}"
