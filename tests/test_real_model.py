@@ -63,7 +63,9 @@ def gelu(number):
 
 def attended(rows, attention):
     """Full attention of three heads of five numbers, token by token."""
-    query, key, value = ([linear(x, layer) for x in rows] for layer in attention._qkv())
+    query, key, value = (
+        [linear(x, layer) for x in rows] for layer in (attention.W_query, attention.W_key, attention.W_value)
+    )
     outputs = []
     for q in query:
         joined = []
