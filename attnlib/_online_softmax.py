@@ -9,6 +9,8 @@ from torch import Tensor
 
 from attnlib.attend import Attended, logsumexp_dtype, without_autocast
 
+QKV = tuple[Tensor, Tensor, Tensor]
+
 
 class Blocks(NamedTuple):
     """How the scores are cut into blocks, and which of them count."""
@@ -28,13 +30,12 @@ class Blocks(NamedTuple):
             rows = slice(row, min(row + size, q_tokens))
             for column in range(0, kv_tokens, size):
                 columns = slice(column, min(column + size, kv_tokens))
-                if self.lead is not None and columns.start > rows.stop - 1 + self.lead:
+                if self.lead is not None and column > rows.stop - 1 + self.lead:
                     break  # from here on, every key is in the future of every row
                 block = None if mask is None else mask[..., rows, columns]
-                if self.lead is not None and columns.stop - 1 > rows.start + self.lead:  # on the diagonal
-                    i = torch.arange(rows.start, rows.stop, device=query.device)
-                    j = torch.arange(columns.start, columns.stop, device=query.device)
-                    past = j <= i[:, None] + self.lead
+                if self.lead is not None and columns.stop - 1 > row + self.lead:  # on the diagonal
+                    past = query.new_ones(rows.stop - row, columns.stop - column, dtype=torch.bool)
+                    past = past.tril(row + self.lead - column)
                     block = past if block is None else block & past
                 yield rows, columns, block
 
@@ -62,8 +63,7 @@ class OnlineSoftmax:
         dtype = torch.promote_types(query.dtype, torch.float32)
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         numerator = query.new_zeros(*leading, query.shape[-2], value.shape[-1], dtype=dtype)
-        total = numerator.new_zeros(numerator.shape[:-1])
-        return cls(numerator, total, torch.full_like(total, -torch.inf))
+        return cls(numerator, numerator.sum(-1), numerator.sum(-1) - torch.inf)
 
     def update(self, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks) -> None:
         """Add more keys to the average, in place, block by block.
@@ -74,11 +74,7 @@ class OnlineSoftmax:
         Source: Milakov and Gimelshein 2018, "Online normalizer calculation for softmax".
         """
         with without_autocast(query.device):
-            for rows, columns, mask in blocks.pairs(query, key):
-                q, k, v = self._cut(query, key, value, rows, columns)
-                scores = self._scores(q * blocks.scale, k)
-                if mask is not None:
-                    scores = scores.masked_fill(~mask, -torch.inf)
+            for rows, _, (_, _, v), scores in self._blocks((query, key, value), blocks):
                 numerator, total, top = self.numerator[..., rows, :], self.total[..., rows], self.top[..., rows]
                 new_top = torch.maximum(top, scores.amax(-1))
                 finite = new_top.masked_fill(new_top == -torch.inf, 0.0)  # −inf − −inf would be NaN
@@ -93,9 +89,7 @@ class OnlineSoftmax:
         _, total = self._finite()
         return Attended(self.numerator / total[..., None], self.top.to(logsumexp_dtype(total)) + total.log())
 
-    def gradients(
-        self, qkv: tuple[Tensor, Tensor, Tensor], gradient: Attended, blocks: Blocks
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, qkv: QKV, gradient: Attended, blocks: Blocks) -> QKV:
         """Gradients of query, key and value, in float32 or wider; the weights are recomputed block by block.
 
         Formula: with ``w_ij = exp(scores_ij − top_i) / total_i``, ``dv_j = Σ_i w_ij do_i`` and
@@ -104,20 +98,15 @@ class OnlineSoftmax:
 
         Source: Dao et al. 2022 (FlashAttention), appendix B.4, plus a term for the log-sum-exp.
         """
-        query, key, value = qkv
         grad_query, grad_key, grad_value = (torch.zeros_like(t, dtype=self.total.dtype) for t in qkv)
         top, total = (t[..., None] for t in self._finite())  # (…, q_tokens, 1)
         grad_output = gradient.output / total  # divide here, once, rather than every weight
         grad_logsumexp = gradient.logsumexp.to(total.dtype)[..., None].masked_fill(self.total[..., None] == 0, 0.0)
         shift = (grad_output * self.numerator).sum(-1, keepdim=True) / total - grad_logsumexp / total
-        with without_autocast(query.device):
-            for rows, columns, mask in blocks.pairs(query, key):
-                q, k, v = self._cut(query, key, value, rows, columns)
-                q, d_out = q * blocks.scale, grad_output[..., rows, :]
-                weights = self._scores(q, k).sub_(top[..., rows, :])
-                if mask is not None:
-                    weights = weights.masked_fill(~mask, -torch.inf)
-                weights = weights.exp_()  # (…, rows, columns), total times too large
+        with without_autocast(total.device):
+            for rows, columns, (q, k, v), scores in self._blocks(qkv, blocks):
+                d_out = grad_output[..., rows, :]
+                weights = scores.sub_(top[..., rows, :]).exp_()  # (…, rows, columns), total times too large
                 grad_scores = (d_out @ v.mT).sub_(shift[..., rows, :]).mul_(weights)
                 for whole, part in (
                     (grad_query[..., rows, :], grad_scores @ k * blocks.scale),
@@ -132,12 +121,13 @@ class OnlineSoftmax:
         blind = self.total == 0
         return self.top.masked_fill(blind, 0.0), self.total.masked_fill(blind, 1.0)
 
-    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
-        """(…, rows, columns) with all leading axes, even those that only value has, so they can be changed in place."""
-        scores = q @ k.mT
-        leading = self.total.shape[:-1]
-        return scores if scores.shape[:-2] == leading else scores.expand(*leading, -1, -1).clone()
-
-    def _cut(self, query: Tensor, key: Tensor, value: Tensor, rows: slice, columns: slice) -> Iterator[Tensor]:
-        """The blocks of query, key and value, in the dtype of the sums."""
-        return (t.to(self.total.dtype) for t in (query[..., rows, :], key[..., columns, :], value[..., columns, :]))
+    def _blocks(self, qkv: QKV, blocks: Blocks) -> Iterator[tuple[slice, slice, QKV, Tensor]]:
+        """Yield the rows, columns, scaled queries, keys and values, and scores of each block, in the sums' dtype."""
+        (query, key, value), leading, dtype = qkv, self.total.shape[:-1], self.total.dtype
+        for rows, columns, mask in blocks.pairs(query, key):
+            q = query[..., rows, :].to(dtype) * blocks.scale
+            k, v = key[..., columns, :].to(dtype), value[..., columns, :].to(dtype)
+            scores = q @ k.mT
+            if scores.shape[:-2] != leading:  # axes that only value has, too, because scores are changed in place
+                scores = scores.expand(*leading, -1, -1).clone()
+            yield rows, columns, (q, k, v), scores if mask is None else scores.masked_fill_(~mask, -torch.inf)

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(name: str, value: object) -> None:
-    """TypeError unless `value` is a tensor of a real floating-point dtype."""
+def check_tensor(name: str, value: object, axes: str = "", sizes: Mapping[str, int] | None = None) -> None:
+    """TypeError unless `value` is a tensor of a real floating-point dtype; then, with `axes`, ``check_shape``."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype; got {value.dtype}")
+    if axes:
+        check_shape(name, value, axes, sizes)
 
 
 def check_shape(name: str, tensor: Tensor, axes: str, sizes: Mapping[str, int] | None = None) -> None:
@@ -20,12 +22,10 @@ def check_shape(name: str, tensor: Tensor, axes: str, sizes: Mapping[str, int] |
     `axes` is words separated by spaces, as in einops; a leading `...` stands for any number of axes.
     """
     sizes = sizes or {}
-    words = axes.split()
-    named = words[1:] if words[0] == "..." else words
-    shape = tuple(tensor.shape)
-    rank_fits = len(shape) >= len(named) if words[0] == "..." else len(shape) == len(named)
-    tail = shape[len(shape) - len(named) :]
-    if not rank_fits or any(size != sizes.get(word, size) for word, size in zip(named, tail)):
+    words, shape = axes.split(), tuple(tensor.shape)
+    named = [word for word in words if word != "..."]
+    fits = len(shape) == len(named) or (len(shape) > len(named) and "..." in words)
+    if not fits or any(size != sizes.get(word, size) for word, size in zip(named[::-1], shape[::-1])):
         expected = ", ".join(f"{word}={sizes[word]}" if word in sizes else word for word in words)
         raise ValueError(f"{name} must have shape ({expected}); got {shape}")
 
@@ -52,24 +52,13 @@ def check_boolean(name: str, mask: object, meaning: str) -> None:
         raise TypeError(f"{name} must be a boolean tensor, True = {meaning}; got {got}")
 
 
-def check_qkv(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    is_causal: object = False,
-    scale: object = None,
-    dropout_p: object = 0.0,
-) -> None:
+def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *options: object) -> None:
     """What every attention function takes: shapes that fit, leading axes that broadcast, one device and one dtype."""
-    for name, tensor in (("query", query), ("key", key), ("value", value)):
-        check_tensor(name, tensor)
-    check_shape("query", query, "... q_tokens head_dim")
-    check_shape("key", key, "... kv_tokens head_dim", {"head_dim": query.shape[-1]})
-    check_shape("value", value, "... kv_tokens value_dim", {"kv_tokens": key.shape[-2]})
+    check_tensor("query", query, "... q_tokens head_dim")
+    check_tensor("key", key, "... kv_tokens head_dim", {"head_dim": query.shape[-1]})
+    check_tensor("value", value, "... kv_tokens value_dim", {"kv_tokens": key.shape[-2]})
     check_same(query=query, key=key, value=value)
-    check_options(is_causal, scale)
-    check_probability("dropout_p", dropout_p)
+    check_options(*options)
     try:
         leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
     except RuntimeError:
@@ -85,11 +74,12 @@ def check_qkv(
         raise ValueError(f"mask must broadcast to ({axes}); got {tuple(mask.shape)}")
 
 
-def check_options(is_causal: object, scale: object) -> None:
-    """TypeError unless `is_causal` is a bool, and `scale` a number or None."""
+def check_options(is_causal: object = False, scale: object = None, dropout_p: object = 0.0) -> None:
+    """`is_causal` must be a bool, `scale` a number or None, and `dropout_p` a probability."""
     check_bool("is_causal", is_causal)
     if scale is not None and (not isinstance(scale, (int, float, torch.SymFloat)) or isinstance(scale, bool)):
         raise TypeError(f"scale must be a number or None; got {type(scale).__name__}")
+    check_probability("dropout_p", dropout_p)
 
 
 def check_bool(name: str, value: object) -> None:
@@ -116,9 +106,8 @@ def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None
 def check_key_mask(key_mask: Tensor, x: Tensor) -> None:
     """A boolean mask of real tokens, True = real: (batch, tokens) like `x` without its last axis."""
     check_boolean("key_mask", key_mask, "real token")
-    if key_mask.shape != x.shape[:-1]:
-        axes = ", ".join(f"{name}={size}" for name, size in zip(("batch", "tokens")[3 - x.ndim :], x.shape))
-        raise ValueError(f"key_mask must have shape ({axes}); got {tuple(key_mask.shape)}")
+    axes = "batch tokens" if x.ndim == 3 else "tokens"
+    check_shape("key_mask", key_mask, axes, dict(zip(axes.split(), x.shape)))
     check_device("key_mask", key_mask, "x", x.device)
 
 

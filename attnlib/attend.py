@@ -50,8 +50,7 @@ def attend(
         mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend.
         is_causal: also hide the keys after each query (upper-left alignment, as in PyTorch).
         scale: factor on the scores; default: ``1/√head_dim``.
-        dropout_p: share of the weights set to zero; the others grow by 1/(1 − p). The log-sum-exp is that of the
-            weights before dropout.
+        dropout_p: share of the weights set to zero; the others grow by 1/(1 − p), and the log-sum-exp stays.
 
     Returns:
         ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
@@ -71,23 +70,14 @@ def attend(
     """
     check_qkv(query, key, value, mask, is_causal, scale, dropout_p)
     key, value = _blank_hidden(key, mask), _blank_hidden(value, mask)
-    return _attend(query, key, value, mask, is_causal, scale, dropout_p)
+    return _average(_scores(query, key, mask, is_causal, scale), value, dropout_p)
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    is_causal: bool = False,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-) -> Attended:
-    """``attend`` without its checks, for tensors that are known to fit."""
-    scores = _scores(query, key, mask, is_causal, scale)  # (…, q_tokens, kv_tokens)
+def _average(scores: Tensor, value: Tensor, dropout_p: float = 0.0) -> Attended:
+    """What ``attend`` returns for scores (…, q_tokens, kv_tokens)."""
     weights, logsumexp = _softmax(scores)
     weights = F.dropout(weights, dropout_p)
-    with without_autocast(query.device):
+    with without_autocast(value.device):
         output = weights @ value.to(weights.dtype)  # (…, q_tokens, value_dim)
     return Attended(output.to(value.dtype), logsumexp.expand(output.shape[:-1]))
 
@@ -131,11 +121,10 @@ def attention(
     Formula, arguments, errors and what hidden keys may hold: as in ``attend``.
 
     Without dropout, memory is linear in the tokens for any leading axes and sizes, with ``is_causal``, a mask
-    (…, 1, kv_tokens) or both. A mask that differs between queries is converted a block of queries at a time, and the
-    backward pass keeps the blocks. With dropout, PyTorch stores the weights on most devices.
-
-    With ``is_causal`` and a mask (…, 1, kv_tokens) together, a hidden key gets a large negative score in place of −∞.
-    It stays hidden as long as a query and the keys that it sees have products above −2⁹⁵, or −2²⁹ in float16.
+    (…, 1, kv_tokens) or both. With both, a hidden key gets a large negative score in place of −∞: it stays hidden as
+    long as a query and the keys that it sees have products above −2⁹⁵, or −2²⁹ in float16. A mask that differs between
+    queries is converted a block of queries at a time, and the backward pass keeps the blocks. With dropout, PyTorch
+    stores the weights on most devices.
 
     The fused kernel can be differentiated once. For second derivatives, such as a gradient penalty, call this (or a
     layer) under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, or use ``attend``.
@@ -209,8 +198,8 @@ def merge(parts: Sequence[Attended]) -> Attended:
     leading = torch.Size()
     for index, part in enumerate(parts):
         leading = _check_part(index, part, parts[0], leading)
-    logsumexps = torch.stack([part.logsumexp.expand(leading) for part in parts])  # (parts, …, q_tokens)
-    shares, logsumexp = _softmax(logsumexps.movedim(0, -1))  # (…, q_tokens, parts)
+    logsumexps = torch.stack([part.logsumexp.expand(leading) for part in parts], dim=-1)
+    shares, logsumexp = _softmax(logsumexps)  # (…, q_tokens, parts)
     dtype = parts[0].output.dtype
     shares = shares.to(torch.promote_types(dtype, torch.float32))
     outputs = torch.stack([share[..., None] * part.output for share, part in zip(shares.unbind(-1), parts)])

@@ -11,25 +11,21 @@ from attnlib.self_attention import SingleHead
 class CausalAttention(SingleHead):
     """Single-head self-attention in which no token sees a later one.
 
-    Formula: ``softmax(Q Kᵀ / √d_out + M) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it; dropout on the weights while
-    training.
+    Formula: ``dropout(softmax(Q Kᵀ / √d_out + M)) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it.
 
     Args:
-        d_in: size of a token's vector.
-        d_out: size of a query, a key, a value and a context vector.
+        d_in, d_out, qkv_bias: as in ``SelfAttention_v2``.
         context_length: the largest number of tokens in x.
         dropout: share of the weights dropped while training, 0 … 1; the others grow by 1/(1 − dropout).
-        qkv_bias: whether the three Linears have a bias.
 
     Attributes:
-        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``, created in this order. There is no mask buffer; a
-            ``mask`` in a state dict is ignored.
+        W_query, W_key, W_value: as in ``SelfAttention_v2``. There is no mask buffer; a ``mask`` in a state dict is
+            ignored.
         dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
 
     Raises:
-        TypeError, ValueError: a size is not a positive int, or dropout is not a probability; in ``forward``, ``x`` or
-            ``key_mask`` has the wrong shape, or x has more than ``context_length`` tokens. The dtype and
-            device of x are checked by the Linears.
+        TypeError, ValueError: as ``SelfAttention_v2``, or ``context_length`` is not a positive int, or dropout not a
+            probability; in ``forward``, if x has more than ``context_length`` tokens.
 
     Source: Vaswani et al. 2017, section 3.2.3.
 

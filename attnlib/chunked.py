@@ -20,14 +20,11 @@ def chunked_attend(
 ) -> Attended:
     """Compute what ``attend`` computes, one block of scores at a time, in memory linear in the tokens.
 
-    Formula: as in ``attend``; with the keys cut into blocks b, ``Attended = merge_b(attend(query, key_b, value_b))``,
-    and each block is merged as soon as it is computed (online softmax). The backward pass stores no scores either: it
-    recomputes the weights of each block.
+    Formula: ``merge_b(attend(query, key_b, value_b))`` over blocks b of the keys, each merged as soon as it is computed
+    (online softmax). The backward pass recomputes the weights of each block, so it stores no scores either.
 
     Args:
-        query, key, value, scale: as in ``attend``.
-        mask: as in ``attend``. It is sliced, never copied whole.
-        is_causal: as in ``attend``; blocks in the future cost nothing.
+        query, key, value, mask, is_causal, scale: as in ``attend``. Blocks in the future cost nothing.
         block_size: for each leading index, at most this many queries times this many keys have scores at one time.
 
     Returns:
@@ -69,15 +66,10 @@ class _Chunked(torch.autograd.Function):
         *tensors, ctx.blocks = inputs
         ctx.save_for_backward(*tensors, *outputs[2:])
         ctx.mark_non_differentiable(*outputs[2:])
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, grad_output, grad_logsumexp, *_):
-        query, key, value, mask, numerator, total, top = ctx.saved_tensors
-        grad_output = torch.zeros_like(numerator) if grad_output is None else grad_output
-        grad_logsumexp = torch.zeros_like(total) if grad_logsumexp is None else grad_logsumexp
-        tensors = query, key, value, mask, numerator, total, top, grad_output, grad_logsumexp
-        return *_ChunkedGradient.apply(*tensors, ctx.blocks), None, None
+        return *_ChunkedGradient.apply(*ctx.saved_tensors, grad_output, grad_logsumexp, ctx.blocks), None, None
 
     @staticmethod
     def vmap(info, in_dims, *inputs):

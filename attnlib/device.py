@@ -28,8 +28,8 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
     if prefer is not None and not isinstance(prefer, (str, torch.device)):
         raise TypeError(f"prefer must be a device or its name; got {type(prefer).__name__}")
     available = _available()
-    asker, wanted = ("prefer", prefer) if prefer is not None else ("ATTNLIB_DEVICE", os.environ.get("ATTNLIB_DEVICE"))
-    if wanted is None or (wanted == "" and prefer is None):  # an empty variable counts as unset
+    wanted = os.environ.get("ATTNLIB_DEVICE") or None if prefer is None else prefer
+    if wanted is None:
         return torch.device(available[0])
     try:
         device = torch.device(wanted)
@@ -37,6 +37,7 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
     except RuntimeError:  # what torch raises for a name that it does not know
         count = 0
     if count == 0 or (device.index or 0) >= count:
+        asker = "ATTNLIB_DEVICE" if prefer is None else "prefer"
         raise ValueError(f"{asker} asks for the device {str(wanted)!r}; this machine has {', '.join(available)}")
     return device
 
@@ -50,15 +51,13 @@ def describe_device(device: torch.device | str) -> str:
     True
     """
     device = get_device(device)
-    dtypes = "float64 float32 bfloat16 float16"
-    memory = None
+    dtypes = "float32 bfloat16 float16" if device.type == "mps" else "float64 float32 bfloat16 float16"
     if device.type == "cpu":
-        name = platform.processor() or platform.machine()
+        name, memory = platform.processor() or platform.machine(), None
         if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # Linux and macOS; Windows has no sysconf
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     elif device.type == "mps":
         name, memory = "Apple GPU", torch.mps.recommended_max_memory()
-        dtypes = "float32 bfloat16 float16"
     else:
         properties = torch.get_device_module(device).get_device_properties(device)
         name, memory = properties.name, properties.total_memory

@@ -12,7 +12,6 @@ from attnlib._validate import (
     check_divisible,
     check_input,
     check_probability,
-    check_shape,
     check_tensor,
 )
 from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
@@ -32,8 +31,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
     torch.Size([2, 3, 5, 4])
     """
-    check_tensor("x", x)
-    check_shape("x", x, "... tokens d_out")
+    check_tensor("x", x, "... tokens d_out")
     check_counts(num_heads=num_heads)
     check_divisible(x.shape[-1], num_heads)
     return _split_heads(x, num_heads)
@@ -56,8 +54,7 @@ def join_heads(x: Tensor) -> Tensor:
     >>> torch.equal(join_heads(split_heads(x, 3)), x)
     True
     """
-    check_tensor("x", x)
-    check_shape("x", x, "... num_heads tokens head_dim")
+    check_tensor("x", x, "... num_heads tokens head_dim")
     return x.transpose(-2, -3).flatten(-2)
 
 
@@ -152,8 +149,7 @@ class MultiHeadAttention(nn.Module):
 
         Args:
             attention: self-attention; ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` at their defaults.
-            context_length: the largest number of tokens; default: no limit, as in the original.
-            is_causal: whether the copy hides later tokens.
+            context_length, is_causal: those of the copy; default: no limit, as in the original, and causal.
 
         Raises:
             TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or uses one of those options.
@@ -202,7 +198,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, key_mask: Tensor | None = None, *, context: Tensor | None = None) -> Tensor:
         """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``.
 
-        With ``context`` (…, context tokens, d_in), queries come from x, and keys and values from ``context``: this is
+        With ``context`` (…, context_tokens, d_in), queries come from x, and keys and values from ``context``: this is
         cross-attention, it needs ``is_causal=False``, and ``key_mask`` then marks the real tokens of ``context``. The
         context vectors of padding in x are what ``out_proj`` makes of zeros.
         """
@@ -220,10 +216,8 @@ class MultiHeadAttention(nn.Module):
         return _split_heads(getattr(self, f"W_{name}")(x), self.num_heads)
 
     def _checked(self, context: Tensor, x: Tensor) -> Tensor:
-        check_tensor("context", context)
-        if context.ndim != x.ndim or context.shape[-1] != self.d_in or context.shape[:-2] != x.shape[:-2]:
-            expected = ", ".join([*map(str, x.shape[:-2]), "context tokens", f"d_in={self.d_in}"])
-            raise ValueError(f"context must have shape ({expected}); got {tuple(context.shape)}")
+        axes = "batch context_tokens d_in" if x.ndim == 3 else "context_tokens d_in"
+        check_tensor("context", context, axes, {"batch": len(x), "d_in": self.d_in})
         if self.is_causal:
             raise ValueError("context needs is_causal=False: its tokens are neither before nor after those of x")
         return context

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_counts, check_input, check_shape, check_tensor
+from attnlib._validate import check_counts, check_input, check_tensor
 from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 
 
@@ -22,8 +22,7 @@ def context_vectors(x: Tensor) -> Tensor:
     tensor([[0.7311, 0.2689],
             [0.2689, 0.7311]])
     """
-    check_tensor("x", x)
-    check_shape("x", x, "... tokens d_in")
+    check_tensor("x", x, "... tokens d_in")
     return fused_attention(x, x, x, scale=1.0)
 
 
@@ -92,9 +91,7 @@ class SelfAttention_v1(SingleHead):
 
     @classmethod
     def from_v2(cls, v2: "SelfAttention_v2") -> "SelfAttention_v1":
-        """Make a v1 that computes what ``v2`` does, with copies of its weights, transposed, and of its biases.
-
-        What is frozen in ``v2`` is frozen in the copy.
+        """Make a v1 with copies of the weights of ``v2``, transposed, and of its biases; what is frozen stays frozen.
 
         Raises:
             TypeError: ``v2`` is not a ``SelfAttention_v2``.

@@ -315,7 +315,13 @@ def test_cross_attention_says_what_does_not_fit():
     x, context = torch.randn(2, 7, 5), torch.randn(2, 13, 5)
     with pytest.raises(ValueError, match="context needs is_causal=False"):
         MultiHeadAttention(5, 6, 11, 0.0, 3)(x, context=context)
-    with pytest.raises(ValueError, match=r"context must have shape \(2, context tokens, d_in=5\); got \(3, 13, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"context must have shape \(batch=2, context_tokens, d_in=5\); got \(3, 13, 5\)"
+    ):
         cross_layer()(x, context=context[[0, 1, 1]])
-    with pytest.raises(ValueError, match="d_in=5"):
-        cross_layer()(x, context=context[..., :4])
+    for single in (False, True):
+        axes = r"\(context_tokens, d_in=5\)" if single else r"\(batch=2, context_tokens, d_in=5\)"
+        with pytest.raises(ValueError, match=f"context must have shape {axes}; got"):
+            cross_layer()(x[0] if single else x, context=(context[0] if single else context)[..., :4])
+    with pytest.raises(ValueError, match=r"context must have shape \(context_tokens, d_in=5\); got \(2, 13, 5\)"):
+        cross_layer()(x[0], context=context)

@@ -10,8 +10,9 @@ from attnlib._fused import fused_attention
 from attnlib._validate import check_count, check_input, check_probability
 from attnlib.attend import (
     Attended,
-    _attend,
     _attention_weights,
+    _average,
+    _scores,
     _softmax,
     active_dropout,
     hide_padding,
@@ -134,7 +135,7 @@ class MemoryAttention(nn.Module):
             heads = fused_attention(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
         else:
             hits = self._find(query, memory)
-            local = _attend(query, key, value, visible, is_causal=True, scale=1.0, dropout_p=dropout_p)
+            local = _average(_scores(query, key, visible, True, 1.0), value, dropout_p)
             heads = self._fuse(local, average_values(hits.scores, hits.values.to(value.dtype), dropout_p))
         joined = join_heads(heads)  # (batch, tokens, num_heads * head_dim)
         context = self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
@@ -171,7 +172,7 @@ class MemoryAttention(nn.Module):
         weights = _attention_weights(query, key, visible, is_causal=True, scale=1.0)  # (batch, heads, tokens, tokens)
         if memory is not None:
             hits = self._find(query, memory)
-            local = _attend(query, key, value, visible, is_causal=True, scale=1.0)
+            local = _average(_scores(query, key, visible, True, 1.0), value)
             remote = average_values(hits.scores, hits.values.to(value.dtype))
             share = self._memory_share(local, remote).unsqueeze(-1).to(weights.dtype)
             found, _ = _softmax(hits.scores)  # (batch, num_heads, tokens, found)
