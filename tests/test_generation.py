@@ -15,7 +15,7 @@ from attnlib.generation import GroupedQueryAttention
 from attnlib.kv_cache import KVCache
 from attnlib.masks import sliding_window_mask
 from attnlib.multi_head import MultiHeadAttention, join_heads, split_heads
-from attnlib.positions import rotate
+from attnlib.positions import convert_rotary_layout, rotate
 from largest_tensor import LargestTensor
 from oracle import attend_by_loops
 
@@ -133,6 +133,38 @@ def test_equals_the_grouped_kernel_of_torch(options):
     want = layer.out_proj(join_heads(F.scaled_dot_product_attention(query, key, value, mask, enable_gqa=True)))
     assert_close(layer(x), want, **EXACT)
     assert_close(in_pieces(layer, x, [1] * TOKENS), want, **EXACT)
+
+
+HUGGING_FACE = {  # the first 4 of 24 numbers of tokens 1, 3 and 5, in float64 with float32 angles; base and window
+    ("Llama", 10000.0, None): [[0.21206, -2.6439, -2.45503, 0.56115], [0.50034, -0.81363, -1.19059, -0.19642],
+                               [0.09093, -0.13407, -0.20467, -0.03956]],
+    ("Llama", 500000.0, None): [[0.21248, -2.65467, -2.46459, 0.56381], [0.49675, -0.80322, -1.17816, -0.19628],
+                                [0.09802, -0.11329, -0.19413, -0.05141]],
+    ("Mistral", 10000.0, 3): [[0.21206, -2.6439, -2.45503, 0.56115], [0.58746, -0.91254, -1.36162, -0.2426],
+                              [-0.18528, 2.01094, 1.89128, -0.40646]],
+    ("Cohere", 10000.0, None): [[0.3457, -2.40433, -2.38543, 0.38063], [0.42384, -1.61795, -1.79644, 0.09392],
+                                [-0.0163, -0.38933, -0.31399, 0.12295]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "base", "window"), HUGGING_FACE)
+def test_equals_the_attention_of_transformers(name, base, window):
+    """Numbers of LlamaAttention, MistralAttention and CohereAttention of transformers 5.24.0, with 4 heads and 2 key
+    heads. Cohere pairs neighbours. ``python run.py bench generation`` compares with the installed version."""
+
+    def waves(*shape, step):
+        return (step * torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float64)).sin().view(shape)
+
+    layer, x = GroupedQueryAttention(24, 24, 7, 4, 2, base=base, window=window).double(), waves(7, 24, step=0.3)
+    weights = [waves(rows, 24, step=step) for rows, step in ((24, 0.7), (12, 0.8), (12, 0.9), (24, 1.0))]
+    if name == "Cohere":
+        weights[:2] = (convert_rotary_layout(weight, n, to="halves") for weight, n in zip(weights, (4, 2)))
+    with torch.no_grad():
+        for linear, weight in zip((layer.W_query, layer.W_key, layer.W_value, layer.out_proj), weights):
+            linear.weight.copy_(weight)
+        layer.out_proj.bias.zero_()
+        for got in (layer(x), in_pieces(layer, x, [4, 1, 1, 1]), in_pieces(layer, x, [1] * 7)):
+            assert_close(got[1::2, :4], torch.tensor(HUGGING_FACE[name, base, window]).double(), atol=1e-5, rtol=0)
 
 
 # Properties
