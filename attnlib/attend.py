@@ -69,7 +69,7 @@ def attend(
     1.3133
     """
     check_qkv(query, key, value, mask, is_causal, scale, dropout_p)
-    key, value = _blank_hidden(key, mask), _blank_hidden(value, mask)
+    key, value = blank(key, mask), blank(value, mask)
     return _average(_scores(query, key, mask, is_causal, scale), value, dropout_p)
 
 
@@ -96,7 +96,7 @@ def attention_weights(
     tensor([[0.2689, 0.7311]])
     """
     check_qkv(query, key, key, mask, is_causal, scale)
-    return _attention_weights(query, _blank_hidden(key, mask), mask, is_causal, scale)
+    return _attention_weights(query, blank(key, mask), mask, is_causal, scale)
 
 
 def _attention_weights(
@@ -139,29 +139,24 @@ def attention(
     tensor([[0.2689, 0.7311]])
     """
     check_qkv(query, key, value, mask, is_causal, scale, dropout_p)
-    key, value = _blank_hidden(key, mask), _blank_hidden(value, mask)
+    key, value = blank(key, mask), blank(value, mask)
     return fused_attention(query, key, value, mask, is_causal, scale, dropout_p)
 
 
-def _blank_hidden(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """Zeros in the rows of key or value that no query sees, so that it does not matter what they hold."""
+def blank(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros in the rows that a mask (…, 1, tokens) hides from all queries, so it does not matter what they hold."""
     if mask is None or mask.ndim == 0 or (mask.ndim > 1 and mask.shape[-2] != 1):
         return tensor
     return tensor.masked_fill(~mask.mT if mask.ndim > 1 else ~mask[:, None], 0.0)
 
 
-def hide_padding(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A layer's input with zeros as padding, which keys to see (…, 1, tokens), and what is padding (…, tokens, 1)."""
+def hide_padding(x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A layer's input with zeros as padding, and which tokens are real, as a mask (…, 1, tokens)."""
     if key_mask is None:
-        return x, None, None
+        return x, None
     check_key_mask(key_mask, x)
-    padding = ~key_mask.unsqueeze(-1)
-    return blank(x, padding), key_mask.unsqueeze(-2), padding
-
-
-def blank(tensor: Tensor, padding: Tensor | None) -> Tensor:
-    """Zeros where there is padding, which (…, tokens, 1) marks."""
-    return tensor if padding is None else tensor.masked_fill(padding, 0.0)
+    mask = key_mask.unsqueeze(-2)
+    return blank(x, mask), mask
 
 
 def active_dropout(module: nn.Module | None) -> float:

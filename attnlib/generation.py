@@ -144,7 +144,7 @@ class GroupedQueryAttention(nn.Module):
         """
         query, key, value, positions, real = self._prepare(x, cache, key_mask)
         joined = self._contexts(query, key, value, positions, real)  # (batch, tokens, d_out)
-        context = self.out_proj(joined if real is None else blank(joined, ~real.unsqueeze(-1)))
+        context = self.out_proj(blank(joined, None if real is None else real[:, None]))
         return context if x.ndim == 3 else context.squeeze(0)
 
     def attention_weights(self, x: Tensor, cache: KVCache | None = None, key_mask: Tensor | None = None) -> Tensor:
@@ -179,7 +179,7 @@ class GroupedQueryAttention(nn.Module):
             if cache._padded is not None:
                 positions = cache.positions
                 real = positions[:, len(cache) - tokens :] >= 0
-                rows = blank(rows, ~real.unsqueeze(-1))
+                rows = blank(rows, real[:, None])
             if angles is None and self.rotary:
                 angles = self._angles(cache.positions[:, len(cache) - tokens :], rows)
         query = self._split(self.W_query(rows), self.num_heads, angles)
@@ -190,8 +190,7 @@ class GroupedQueryAttention(nn.Module):
     def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x as (batch, tokens, d_in) with zeros as padding, and which tokens are real, (batch, tokens)."""
         check_input(x, self.d_in, self.context_length)
-        if key_mask is not None:
-            x, _, _ = hide_padding(x, key_mask)
+        x, _ = hide_padding(x, key_mask)
         if x.ndim == 2:
             x, key_mask = x.unsqueeze(0), None if key_mask is None else key_mask.unsqueeze(0)
         return x, key_mask

@@ -103,8 +103,7 @@ class KVCache:
             check_boolean("key_mask", key_mask, "real token")
             check_shape("key_mask", key_mask, "batch tokens", {"batch": key.shape[0], "tokens": key.shape[2]})
             check_device("key_mask", key_mask, "key", key.device)
-            padding = ~key_mask[:, None, :, None]
-            key, value = blank(key, padding), blank(value, padding)
+            key, value = (blank(tensor, key_mask[:, None, None]) for tensor in (key, value))
         self._append(key, value, key_mask, self._next_positions(key.shape[2], key_mask), None)
 
     def _append(

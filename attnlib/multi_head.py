@@ -6,14 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import (
-    check_bool,
-    check_counts,
-    check_divisible,
-    check_input,
-    check_probability,
-    check_tensor,
-)
+from attnlib._validate import check_bool, check_counts, check_divisible, check_input, check_probability, check_tensor
 from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 from attnlib.causal import CausalAttention, drop_mask_buffer
 
@@ -75,9 +68,8 @@ class MultiHeadAttentionWrapper(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(num_heads=num_heads)
-        self.heads = nn.ModuleList(
-            CausalAttention(d_in, d_out, context_length, dropout, qkv_bias) for _ in range(num_heads)
-        )
+        arguments = d_in, d_out, context_length, dropout, qkv_bias
+        self.heads = nn.ModuleList(CausalAttention(*arguments) for _ in range(num_heads))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Joined context vectors (…, tokens, num_heads · d_out); arguments as in ``CausalAttention``."""
@@ -161,12 +153,10 @@ class MultiHeadAttention(nn.Module):
         size, has_bias = attention.embed_dim, attention.in_proj_bias is not None
         module = cls(size, size, context_length, attention.dropout, attention.num_heads, has_bias, is_causal=is_causal)
         module.to(attention.in_proj_weight).train(attention.training)
-        _copy([attention.in_proj_weight], module._qkv("weight"))
-        _copy([attention.out_proj.weight], [module.out_proj.weight])
-        if has_bias:
-            _copy([attention.in_proj_bias], module._qkv("bias"))
-            _copy([attention.out_proj.bias], [module.out_proj.bias])
-        else:
+        for kind in ("weight", "bias") if has_bias else ("weight",):
+            _copy([getattr(attention, f"in_proj_{kind}")], module._qkv(kind))
+            _copy([getattr(attention.out_proj, kind)], [getattr(module.out_proj, kind)])
+        if not has_bias:
             nn.init.zeros_(module.out_proj.bias).requires_grad_(attention.out_proj.weight.requires_grad)
         return module
 
@@ -203,13 +193,13 @@ class MultiHeadAttention(nn.Module):
         context vectors of padding in x are what ``out_proj`` makes of zeros.
         """
         check_input(x, self.d_in, self.context_length)
-        source, mask, padding = hide_padding(x if context is None else self._checked(context, x), key_mask)
+        source, mask = hide_padding(x if context is None else self._checked(context, x), key_mask)
         query = self._project(source if context is None else x, "query")
         key, value = self._project(source, "key"), self._project(source, "value")
-        mask = None if mask is None else mask.unsqueeze(-3)  # (…, 1, 1, tokens)
-        heads = fused_attention(query, key, value, mask, self.is_causal, None, active_dropout(self.dropout))
+        visible = None if mask is None else mask.unsqueeze(-3)  # (…, 1, 1, tokens)
+        heads = fused_attention(query, key, value, visible, self.is_causal, None, active_dropout(self.dropout))
         joined = heads.transpose(-2, -3).flatten(-2)  # (…, tokens, d_out)
-        return self.out_proj(blank(joined, padding) if context is None else joined)
+        return self.out_proj(blank(joined, mask) if context is None else joined)
 
     def _project(self, x: Tensor, name: str) -> Tensor:
         """The queries, keys or values of x, (…, num_heads, tokens, head_dim)."""
@@ -225,10 +215,10 @@ class MultiHeadAttention(nn.Module):
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
         check_input(x, self.d_in, self.context_length)
-        x, mask, padding = hide_padding(x, key_mask)
+        x, mask = hide_padding(x, key_mask)
         query, key = self._project(x, "query"), self._project(x, "key")
-        mask, padding = (None if t is None else t.unsqueeze(-3) for t in (mask, padding))
-        return blank(_attention_weights(query, key, mask, self.is_causal), padding)
+        mask = None if mask is None else mask.unsqueeze(-3)
+        return blank(_attention_weights(query, key, mask, self.is_causal), mask)
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:

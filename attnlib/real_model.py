@@ -172,7 +172,7 @@ class Encoder(nn.Module):
             states = self(rows)
         else:
             key_mask = torch.arange(longest, device=device) < lengths[:, None]
-            states = blank(self(rows, key_mask), ~key_mask.unsqueeze(-1))
+            states = blank(self(rows, key_mask), key_mask[:, None])
         return F.normalize(states.sum(1) / lengths[:, None], dim=-1)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -44,17 +44,17 @@ class SingleHead(nn.Module):
         holds, and its own context vectors are zero.
         """
         check_input(x, self.d_in, self.context_length)
-        x, mask, padding = hide_padding(x, key_mask)
+        x, mask = hide_padding(x, key_mask)
         query, key, value = (self._project(x, name) for name in ("query", "key", "value"))
         dropout_p = active_dropout(getattr(self, "dropout", None))
-        return blank(fused_attention(query, key, value, mask, self.is_causal, None, dropout_p), padding)
+        return blank(fused_attention(query, key, value, mask, self.is_causal, None, dropout_p), mask)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Weights (…, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
         check_input(x, self.d_in, self.context_length)
-        x, mask, padding = hide_padding(x, key_mask)
+        x, mask = hide_padding(x, key_mask)
         query, key = self._project(x, "query"), self._project(x, "key")
-        return blank(_attention_weights(query, key, mask, self.is_causal), padding)
+        return blank(_attention_weights(query, key, mask, self.is_causal), mask)
 
 
 class SelfAttention_v1(SingleHead):

@@ -15,6 +15,7 @@ from attnlib.attend import (
     _scores,
     _softmax,
     active_dropout,
+    blank,
     hide_padding,
     merge,
 )
@@ -128,7 +129,7 @@ class MemoryAttention(nn.Module):
             TypeError, ValueError: x or ``memory`` is of the wrong kind, dtype, shape, size or device.
             RuntimeError: in backward, if a checkpoint recomputed forward from a memory that had changed.
         """
-        rows, visible, padding = self._rows(x, key_mask)
+        rows, visible = self._rows(x, key_mask)
         query, (key, value) = self._query(rows), self._key_value(rows)
         dropout_p = active_dropout(self.dropout)
         if memory is None:
@@ -138,7 +139,7 @@ class MemoryAttention(nn.Module):
             local = _average(_scores(query, key, visible, True, 1.0), value, dropout_p)
             heads = self._fuse(local, average_values(hits.scores, hits.values.to(value.dtype), dropout_p))
         joined = join_heads(heads)  # (batch, tokens, num_heads * head_dim)
-        context = self.out_proj(joined if padding is None else joined.masked_fill(padding, 0.0))
+        context = self.out_proj(blank(joined, None if visible is None else visible[:, 0]))
         if isinstance(memory, KVMemory):
             context = memory._guard(context)
         return context if x.ndim == 3 else context.squeeze(0)
@@ -151,10 +152,10 @@ class MemoryAttention(nn.Module):
         the same, so store under ``torch.no_grad()`` after evaluating. After an error, the memory is as it was.
         """
         with torch.no_grad():
-            rows, _, padding = self._rows(x, key_mask)
+            rows, visible = self._rows(x, key_mask)
             self._check_memory(memory)
             key, value = self._key_value(rows)
-        memory.add(key.to(memory.dtype), value.to(memory.dtype), None if padding is None else ~padding.squeeze(-1))
+        memory.add(key.to(memory.dtype), value.to(memory.dtype), None if visible is None else visible[:, 0, 0])
 
     @torch.no_grad()
     def read(self, x: Tensor, memory: KVMemory, key_mask: Tensor | None = None) -> MemoryHits:
@@ -167,7 +168,7 @@ class MemoryAttention(nn.Module):
         """Weights before dropout, (…, num_heads, tokens, found + tokens): memories first, in the order of ``read``,
         then the tokens of x. Rows sum to one, or to zero for padding. ``found`` is top_k, or the memory's
         capacity if that is smaller; 0 without memory. Arguments as in ``forward``."""
-        rows, visible, padding = self._rows(x, key_mask)
+        rows, visible = self._rows(x, key_mask)
         query, (key, value) = self._query(rows), self._key_value(rows)
         weights = _attention_weights(query, key, visible, is_causal=True, scale=1.0)  # (batch, heads, tokens, tokens)
         if memory is not None:
@@ -177,20 +178,15 @@ class MemoryAttention(nn.Module):
             share = self._memory_share(local, remote).unsqueeze(-1).to(weights.dtype)
             found, _ = _softmax(hits.scores)  # (batch, num_heads, tokens, found)
             weights = torch.cat((share * found.to(weights.dtype), (1 - share) * weights), dim=-1)
-        if padding is not None:
-            weights = weights.masked_fill(padding.unsqueeze(1), 0.0)
+        weights = blank(weights, visible)
         return weights if x.ndim == 3 else weights.squeeze(0)
 
-    def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """x as (batch, tokens, d_in) with zeros as padding; which keys to see, (batch, 1, 1, tokens), and what is
-        padding, (batch, tokens, 1): both None without ``key_mask``."""
+    def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x as (batch, tokens, d_in) with zeros as padding, and which tokens are real, (batch, 1, 1, tokens)."""
         check_input(x, self.d_in, self.context_length)
-        rows, visible, padding = hide_padding(x, key_mask)
-        if x.ndim == 2:
-            rows = rows.unsqueeze(0)
-        if visible is None or padding is None:
-            return rows, None, None
-        return rows, visible.view(len(rows), 1, 1, -1), padding.view(len(rows), -1, 1)
+        x, mask = hide_padding(x, key_mask)
+        rows = x if x.ndim == 3 else x.unsqueeze(0)
+        return rows, None if mask is None else mask.view(len(rows), 1, 1, -1)
 
     def _query(self, rows: Tensor) -> Tensor:
         """Unit queries divided by the temperature, (batch, num_heads, tokens, head_dim)."""
