@@ -1,7 +1,6 @@
 """Exercises of notebook 01: scores, softmax, context vectors, cosines."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnlib.checks.exercise import Exercise, draw
@@ -35,14 +34,6 @@ def less(scores: Tensor, dim: int | tuple[int, ...] = -1) -> Tensor:
     return (scores - scores.amax(dim, keepdim=True)).exp()
 
 
-def pairs(x: Tensor) -> Tensor:
-    return x @ x.mT
-
-
-def cosines(x: Tensor) -> Tensor:
-    return pairs(F.normalize(x, dim=-1))
-
-
 SCORES = [draw(11, (4,), (4, 4)), draw(12, (5,), (7, 5))]  # square first: mixed-up axes run, and are named
 SCORES += [draw(13, (3,), (2, 3), scale=30.0), draw(14, (6,), (130, 6)), draw(15, (5,), (1, 5))]
 SCORES += [(torch.tensor([1000.0, 0.0, -2.5]), torch.tensor([[0.0, -7.0, 4.0], [-1.0, 1000.0, 0.0]]))]
@@ -56,54 +47,46 @@ check_scores = Exercise(
     query @ tokens; (tokens * query).sum(0)  # This sums over the tokens: sum over the coordinates, dim=-1.
     (tokens * query).sum()  # Everything is summed into one number: each token has its own score.
     (tokens * query).mean(-1)  # This is the mean of the products: a dot product is their sum.
-    (tokens * query)[:, :3].sum(-1)  # Only three coordinates are summed: loop over all of them, range(len(query)).
     (tokens * query)[:, :-1].sum(-1)  # The last coordinate is skipped: the loop stops one too early.
     (tokens * query)[:, -1]  # Only the last product is kept: add each one to the sum so far.
     tokens * query  # The products are not summed yet: a score is one number for each token.
-    (tokens @ query).softmax(0)  # These are weights, one step too far: return the scores.
-    (tokens @ query).softmax(0) @ tokens  # This is the context vector, two steps too far: return the scores.
+    (tokens @ query).softmax(0); (tokens @ query).softmax(0) @ tokens  # This is too far: return the scores.
     F.cosine_similarity(tokens, query, dim=-1)  # These are cosines: a dot product is not divided by lengths.
     tokens @ query / query.norm(); tokens @ query / tokens.norm(dim=-1)  # A dot product is not divided by a length.
     tokens @ query / len(query) ** 0.5  # The root comes in notebook 02: return the plain dot product.
     (tokens - query).norm(dim=-1); (tokens - query).square().sum(-1)  # These are distances: use dot products.
-    tokens @ tokens[0]; tokens @ tokens[1]  # This compares the tokens with one of them: use the query you are given.
     tokens[0] @ query; tokens[-1] @ query  # This is the score of one token only: return one for each token.
     """,
     "Right: one dot product for each token.",
 )
 
 
-def _softmax_cases() -> list[tuple[Tensor]]:
-    cases = [(x,) for x in draw(12, (4, 4), (3, 5), (2, 3, 5), (5,), (2, 150), (3, 1), (1, 4))]
-    cases += [(100 * draw(19, (3, 5))[0] + 200,), (torch.tensor([[-1000.0, -1001, -1002], [1000, 1001, 1002]]),)]
-    cases += [(torch.tensor([[1000.0, -1000, 0, 999], [0, 0, 0, 0]]),), (torch.tensor([-1000.0, -1001, -1003]),)]
-    apart = draw(20, (2, 2, 3))[0] + torch.tensor([-900.0, 900.0])[:, None, None]  # from sentence to sentence
-    return [*cases, (apart,), (draw(21, (2, 3), double=True)[0] + 800,)]
-
+SOFTMAXES = [*draw(12, (4, 4), (3, 5), (2, 3, 5), (5,), (2, 150), (3, 1), (1, 4)), 100 * draw(19, (3, 5))[0] + 200]
+SOFTMAXES += [torch.tensor([[-1000.0, -1001, -1002], [1000, 1001, 1002]]), torch.tensor([-1000.0, -1001, -1003])]
+SOFTMAXES += [torch.tensor([[1000.0, -1000, 0, 999], [0, 0, 0, 0]]), draw(21, (2, 3), double=True)[0] + 800]
+SOFTMAXES += [draw(20, (2, 2, 3))[0] + torch.tensor([-900.0, 900.0])[:, None, None]]  # sentences far apart
 
 check_softmax = Exercise(
     "Check ``answer(scores)``: a softmax over the last axis of scores (…, tokens) of any size.",
     softmax,
-    _softmax_cases(),
+    [(scores,) for scores in SOFTMAXES],
     """
-    share(scores.exp()); share(scores.double().exp())  # exp overflows: subtract each row's largest score first.
-    share((scores - scores.max()).exp())  # All rows lose one largest score, so a row far below is 0 / 0: use amax(-1).
-    share((scores - scores.abs().amax(-1, keepdim=True)).exp())  # Do without abs(): negative rows end up as 0 / 0.
-    less(scores) / scores.exp().sum(-1, keepdim=True)  # The sum must be over the shifted exponentials too.
-    share((scores - scores.mean(-1, keepdim=True)).exp())  # The mean is subtracted: subtract each row's largest score.
+    e = scores.exp(); each = less(scores)
+    share(e); share(e).nan_to_num(); share(scores.double().exp())  # exp overflows: subtract each row's largest score.
     share((scores - scores.amax(-1)).exp())  # Column j loses the largest score of row j: add keepdim=True to amax.
-    share(scores.exp()).nan_to_num()  # nan_to_num only hides the overflow: subtract each row's largest score first.
+    share(less(scores, 1), 1)  # dim=1 is the last axis of a matrix only: use dim=-1.
+    share((scores - scores.max()).exp())  # All rows lose one largest score, so a row far below is 0 / 0: use amax(-1).
+    each / e.sum(-1, keepdim=True)  # The sum must be over the shifted exponentials too.
+    share((scores - scores.mean(-1, keepdim=True)).exp())  # The mean is subtracted: subtract each row's largest score.
     share(scores.clamp(max=80).exp()); share(scores.clamp(-50, 50).exp())  # Scores beyond the clamp become equal.
     share(less(-scores))  # The sign is flipped: the largest score must get the largest weight.
-    share(less(share(less(scores))))  # Softmax is taken twice.
-    scores.exp(); less(scores)  # These are exponentials: divide each row by its sum.
+    e; each  # These are exponentials: divide each row by its sum.
     scores / scores.sum(-1, keepdim=True)  # The exp is missing: negative scores give negative weights.
     scores.sigmoid()  # A sigmoid looks at each score alone: divide each row of exponentials by its sum.
     scores - scores.logsumexp(-1, keepdim=True)  # These are the logarithms of the weights: take exp of them.
-    scores.exp() / scores.exp().sum(); less(scores) / less(scores).sum()  # Each row has its own sum: use dim=-1.
-    share(less(scores, 1), 1)  # dim=1 is the last axis of a matrix only: use dim=-1.
+    e / e.sum(); each / each.sum()  # Each row has its own sum: use dim=-1.
     less(scores, 0) / less(scores, 0).sum(0)  # The columns sum to one here: each row must, so use dim=-1.
-    less(scores) / less(scores).sum(-1); scores.exp() / scores.exp().sum(-1)  # Add keepdim=True to the sum.
+    each / each.sum(-1); e / e.sum(-1)  # Add keepdim=True to the sum.
     share(less(scores / scores.shape[-1] ** 0.5))  # The scores are divided by a root: leave it out.
     """,
     "Right, for scores of any size: every row sums to one.",
@@ -117,23 +100,20 @@ check_context_vectors = Exercise(
     + [(draw(23, (6, 3))[0] * torch.tensor([30.0, 0.0, 0.1, 5.0, 1.0, 20.0])[:, None],)]  # scores far apart
     + [(draw(24, (3, 4, 2))[0] * torch.tensor([40.0, 0.1, 1.0])[:, None, None],)],
     """
-    pairs(tokens) @ tokens  # Softmax is missing: raw scores do not sum to one, so this is not an average.
-    share(pairs(tokens).exp()) @ tokens  # exp overflows for long tokens: use softmax.
-    share((pairs(tokens) - pairs(tokens).max()).exp()) @ tokens  # All rows lose one largest score: use softmax.
-    pairs(tokens).softmax(1) @ tokens  # dim=1 is the keys for one sentence, and the queries in a batch: use dim=-1.
-    pairs(tokens).softmax(-2) @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
-    pairs(tokens).softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
-    share(pairs(tokens)) @ tokens  # The exp is missing: negative scores give negative weights.
-    pairs(tokens).softmax(0) @ tokens  # The softmax runs over the first axis: it must run over the keys, dim=-1.
-    (pairs(tokens) / tokens.shape[-1] ** 0.5).softmax(-1) @ tokens  # The root comes in notebook 02: leave it out.
-    cosines(tokens).softmax(-1) @ tokens  # The scores are cosines: use plain dot products here.
-    pairs(tokens).exp() @ tokens  # The exponentials are not divided by their sum, so this is not an average yet.
-    pairs(tokens).flatten().softmax(0).view_as(pairs(tokens)) @ tokens  # This is one softmax over all scores: dim=-1.
-    pairs(tokens).softmax(-1).softmax(-1) @ tokens  # Softmax is taken twice.
-    pairs(tokens).softmax(-1)  # These are the weights, one step too early: average the tokens with them.
-    tokens  # The tokens come back unchanged: nothing is averaged.
+    scores = tokens @ tokens.mT
+    scores @ tokens  # Softmax is missing: raw scores do not sum to one, so this is not an average.
+    share(scores.exp()) @ tokens  # exp overflows for long tokens: use softmax.
+    share((scores - scores.max()).exp()) @ tokens  # All rows lose one largest score: use softmax.
+    scores.softmax(1) @ tokens  # dim=1 is the keys for one sentence, and the queries in a batch: use dim=-1.
+    scores.softmax(-2) @ tokens; scores.softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1.
+    share(scores) @ tokens  # The exp is missing: negative scores give negative weights.
+    scores.softmax(0) @ tokens  # The softmax runs over the first axis: it must run over the keys, dim=-1.
+    (scores / tokens.shape[-1] ** 0.5).softmax(-1) @ tokens  # The root comes in notebook 02: leave it out.
+    F.cosine_similarity(tokens[..., None, :], tokens.unsqueeze(-3), -1).softmax(-1) @ tokens  # Use plain dot products.
+    scores.exp() @ tokens  # The exponentials are not divided by their sum, so this is not an average yet.
+    scores.softmax(-1).softmax(-1) @ tokens  # Softmax is taken twice.
+    scores.softmax(-1)  # These are the weights, one step too early: average the tokens with them.
     tokens @ (tokens.mT @ tokens).softmax(-1)  # tokens.mT @ tokens compares coordinates: use tokens @ tokens.mT.
-    (pairs(tokens).softmax(-1) @ tokens)[..., -1, :]  # This is one context vector: return one for each token.
     """,
     "Right, for one sentence and for a batch.",
 )
@@ -145,22 +125,21 @@ check_cosine_context = Exercise(
     + [(draw(25, (6, 3))[0] * torch.tensor([1000.0, 0.01, 1.0, 30.0, 100.0, 0.1])[:, None],)]
     + [draw(26, (4, 2), double=True)],
     """
-    pairs(tokens).softmax(-1) @ tokens  # The scores are plain dot products: divide each token by its length first.
-    cosines(tokens).softmax(-1) @ F.normalize(tokens, dim=-1)  # Shortened tokens are averaged: average the tokens.
-    pairs(F.normalize(tokens, dim=0)).softmax(-1) @ tokens  # Columns are divided by their lengths: divide each row.
-    (F.normalize(tokens, dim=-1) @ tokens.mT).softmax(-1) @ tokens  # Only the queries are divided by their lengths.
-    (tokens @ F.normalize(tokens, dim=-1).mT).softmax(-1) @ tokens  # Only the keys are divided by their lengths.
-    pairs(tokens / tokens.square().sum(-1, keepdim=True)).softmax(-1) @ tokens  # The root is missing from the length.
-    pairs(tokens.softmax(-1)).softmax(-1) @ tokens  # A softmax does not give length 1: divide by the norm.
-    cosines(tokens) @ tokens  # Softmax is missing: cosines do not sum to one.
-    cosines(tokens).softmax(0) @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
-    cosines(tokens).softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1, and no transpose after it.
-    share(cosines(tokens)) @ tokens  # The exp is missing: negative cosines give negative weights.
-    cosines(tokens).softmax(-1).softmax(-1) @ tokens  # Softmax is taken twice.
-    cosines(tokens).softmax(-1)  # These are the weights, one step too early: average the tokens with them.
-    cosines(tokens)  # These are the cosines: take the softmax of each row, and average the tokens.
-    pairs(tokens / tokens.norm()).softmax(-1) @ tokens  # All tokens share one length: use norm(dim=-1, keepdim=True).
-    pairs(tokens / tokens.norm(dim=-1)).softmax(-1) @ tokens  # Column j is divided by length j: use keepdim=True.
+    unit = F.normalize(tokens, dim=-1); cosines = unit @ unit.mT
+    against = lambda x: (x @ x.mT).softmax(-1) @ tokens
+    against(tokens)  # The scores are plain dot products: divide each token by its length first.
+    cosines.softmax(-1) @ unit  # Shortened tokens are averaged: average the tokens.
+    against(F.normalize(tokens, dim=0))  # Columns are divided by their lengths: divide each row.
+    (unit @ tokens.mT).softmax(-1) @ tokens; (tokens @ unit.mT).softmax(-1) @ tokens  # Divide both by their lengths.
+    against(tokens / tokens.square().sum(-1, keepdim=True))  # The root is missing from the length.
+    cosines @ tokens  # Softmax is missing: cosines do not sum to one.
+    cosines.softmax(0) @ tokens; cosines.softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1.
+    share(cosines) @ tokens  # The exp is missing: negative cosines give negative weights.
+    cosines.softmax(-1).softmax(-1) @ tokens  # Softmax is taken twice.
+    cosines.softmax(-1)  # These are the weights, one step too early: average the tokens with them.
+    cosines  # These are the cosines: take the softmax of each row, and average the tokens.
+    against(tokens / tokens.norm(dim=-1))  # Column j is divided by length j: use keepdim=True.
+    against(tokens / tokens.norm())  # All tokens share one length: use norm(dim=-1, keepdim=True).
     F.cosine_similarity(tokens, tokens, dim=-1)  # Each token is compared with itself only: compare it with every token.
     """,
     "Right: a token's length no longer draws attention.",

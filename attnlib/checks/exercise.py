@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -32,7 +33,8 @@ class Exercise:
         reference: the right answer. Its parameters are the names that the mistakes use.
         cases: tuples of arguments, of unequal sizes, so that a mixed-up axis shows. Ordinary numbers first.
         mistakes: a table as text. Each line has expressions that make a mistake, separated by semicolons, and a comment
-            that names it. Or a mapping of sentences to functions. The first mistake that fits is named.
+            that names it; a line ``name = expression`` gives the rows below it a shorter word. Or a mapping of
+            sentences to functions. The first mistake that fits is named.
         success: what a learner reads when everything is right.
         forbidden: names of functions that the exercise asks the learner to write without.
         chance: what to say if two calls give two results.
@@ -65,12 +67,19 @@ class Exercise:
             return [Mistake(sentence, "", function) for sentence, function in self._mistakes.items()]
         names = IN_EVERY_TABLE | self.reference.__globals__
         parameters = ", ".join(inspect.signature(self.reference).parameters)
-        rows = (line.strip().partition("  # ") for line in self._mistakes.splitlines() if line.strip())
-        return [
-            Mistake(sentence, code, eval(f"lambda {parameters}: {code}", dict(names)))
-            for codes, _, sentence in rows
-            for code in codes.split("; ")
-        ]
+        words: dict[str, str] = {}  # what the table itself gives a name
+        mistakes = []
+        for codes, _, sentence in (line.strip().partition("  # ") for line in self._mistakes.splitlines()):
+            for code in filter(None, codes.split("; ")):
+                word, is_named, meaning = code.partition(" = ")
+                if is_named and word.isidentifier():
+                    words[word] = meaning
+                    continue
+                for word in reversed(words):
+                    if re.search(rf"\b{word}\b", code):
+                        code = f"(lambda {word}: {code})({words[word]})"
+                mistakes.append(Mistake(sentence, code, eval(f"lambda {parameters}: {code}", dict(names))))
+        return mistakes
 
     @functools.cached_property
     def wanted(self) -> list:

@@ -30,49 +30,6 @@ def count_once(scores: Tensor, seen: Tensor) -> Tensor:
     return discounted.masked_fill(~seen, -torch.inf)  # (rounds, tokens, tokens)
 
 
-def both(vectors: Tensor, directions: Tensor) -> Tensor:
-    return torch.cat([vectors @ directions, -(vectors @ directions)], -1)
-
-
-def alternating(projected: Tensor) -> Tensor:
-    return torch.stack([projected, -projected], -1).flatten(-2)
-
-
-def order(buckets: Tensor) -> Tensor:
-    return buckets.argsort(stable=True)
-
-
-def undone(order: Tensor) -> Tensor:
-    return torch.stack([order, order.argsort()])
-
-
-def ticket(buckets: Tensor, base: int) -> Tensor:
-    return buckets * base + torch.arange(len(buckets))
-
-
-def same(buckets: Tensor) -> Tensor:
-    return buckets[:, None] == buckets
-
-
-def gaps(buckets: Tensor, chunk_size: int = 1) -> Tensor:
-    """By how many places row i comes after column j in sorted order, or by how many chunks."""
-    chunk = order(buckets).argsort() // chunk_size
-    return chunk[:, None] - chunk
-
-
-def between(gaps: Tensor, low: int, high: int) -> Tensor:
-    return (gaps >= low) & (gaps <= high)
-
-
-def within(buckets: Tensor, chunk_size: int, places: Tensor) -> Tensor:
-    """The rule with other places than those in sorted order."""
-    return same(buckets) & between(places[:, None] - places, 1, chunk_size)
-
-
-def unseen(scores: Tensor, seen: Tensor, fill: float = -torch.inf) -> Tensor:
-    return scores.masked_fill(~seen, fill)
-
-
 HASHES = ((3, 13, 3, 2), (4, 17, 5, 4), (5, 11, 2, 1), (7, 5, 5, 5), (8, 1, 3, 3), (9, 120, 4, 6))
 
 check_hash = Exercise(
@@ -80,17 +37,16 @@ check_hash = Exercise(
     hash_buckets,
     [draw(seed, (tokens, d), (d, half), double=seed == 9) for seed, tokens, d, half in HASHES],
     """
-    (vectors @ directions).argmax(-1)  # The opposite directions are buckets too: join projected and −projected.
-    (vectors @ directions).abs().argmax(-1)  # A direction and its opposite share a bucket: the sign counts too.
-    both(vectors, directions).argmin(-1)  # Each bucket is that of the opposite: the largest projection wins.
-    both(vectors, directions).argmax(0)  # The argmax runs over the tokens: each token picks its bucket, so dim=-1.
-    both(vectors, directions).amax(-1)  # This is the largest projection: the bucket is its index, argmax.
-    both(vectors, directions).argmax()  # This is one number for all tokens: argmax(dim=-1).
-    ((vectors @ directions > 0) * 2 ** torch.arange(directions.shape[1])).sum(-1)  # Signs in binary are another hash.
-    (vectors @ directions > 0).sum(-1)  # This counts positive projections: take the argmax of projected and −projected.
-    both(vectors, directions).sign().argmax(-1)  # Only the signs are compared: the largest projection decides.
-    both(vectors, F.normalize(directions, dim=0)).argmax(-1)  # The directions are normalised: use them as they are.
-    alternating(vectors @ directions).argmax(-1)  # Here each direction is followed by its opposite: use torch.cat.
+    half = vectors @ directions; both = torch.cat([half, -half], -1)
+    half.argmax(-1)  # The opposite directions are buckets too: join projected and −projected.
+    half.abs().argmax(-1)  # A direction and its opposite share a bucket: the sign counts too.
+    both.argmin(-1)  # Each bucket is that of the opposite: the largest projection wins.
+    both.argmax(0)  # The argmax runs over the tokens: each token picks its bucket, so dim=-1.
+    both.amax(-1)  # This is the largest projection: the bucket is its index, argmax.
+    ((half > 0) * 2 ** torch.arange(directions.shape[1])).sum(-1)  # Signs in binary are another hash.
+    (half > 0).sum(-1)  # This counts positive projections: take the argmax of projected and −projected.
+    both.sign().argmax(-1)  # Only the signs are compared: the largest projection decides.
+    torch.stack([half, -half], -1).flatten(-2).argmax(-1)  # First all directions, then all opposites: torch.cat.
     torch.cdist(vectors, torch.cat([directions, -directions], -1).mT).argmin(-1)  # Compare products, not distances.
     hash_buckets(vectors, directions) + 1  # Buckets are counted from 0.
     """,
@@ -110,23 +66,21 @@ check_sort_and_undo = Exercise(
     sort_and_undo,
     [(buckets,) for buckets in (*_bucket_cases(), torch.arange(1100) // 5 % 3)],
     """
-    torch.stack([order(buckets), order(buckets)])  # The second row repeats the order: undo[order[place]] must be place.
+    places = torch.arange(len(buckets)); order = buckets.argsort(stable=True)
+    undone = lambda order: torch.stack([order, order.argsort()]); ticket = lambda base: buckets * base + places
+    torch.stack([order, order]); torch.stack([order, places])  # The second row undoes nothing: order.argsort().
     sort_and_undo(buckets).flip(0)  # The rows are swapped: the order first, then the undo.
-    torch.stack([order(buckets), order(buckets).flip(0)])  # Reading backwards is not undoing: order.argsort().
+    torch.stack([order, order.flip(0)])  # Reading backwards is not undoing: order.argsort().
     undone(buckets.argsort()); undone(buckets.sort().indices)  # This sort scrambles equal buckets: use stable=True.
-    undone((buckets * len(buckets) - torch.arange(len(buckets))).argsort())  # Within a bucket, tokens come backwards.
-    undone(ticket(buckets, 1).argsort(stable=True))  # Multiply the bucket by the number of tokens, or positions win.
-    undone(torch.arange(len(buckets)))  # Nothing is sorted: these are the positions.
-    undone(order(-buckets)); undone(order(buckets).flip(0))  # The largest bucket comes first: sort upwards.
-    torch.stack([buckets.sort().values, order(buckets)])  # This is (values, order): return order and undo.
-    undone(ticket(buckets, 100).argsort()); undone(ticket(buckets, 1000).argsort())  # A fixed factor is too small.
-    undone(ticket(buckets, 10).argsort())  # Multiply by the number of tokens: 10 is too small.
-    undone(ticket(buckets, int(buckets.max()) + 1).argsort())  # Multiply by the number of tokens, not of buckets.
-    torch.stack([order(buckets), torch.arange(len(buckets))])  # The second row undoes nothing: order.argsort().
-    undone(ticket(buckets, len(buckets)).sort().values)  # These are the sorted tickets: argsort gives the order.
-    undone(ticket(buckets, len(buckets)))  # These are the tickets: their argsort is the order.
-    order(buckets)  # Only the order is returned: torch.stack([order, undo]).
-    order(buckets).argsort()  # Only the undo is returned: torch.stack([order, undo]).
+    undone((buckets * len(buckets) - places).argsort())  # Within a bucket, tokens come backwards.
+    undone(ticket(1).argsort(stable=True))  # Multiply the bucket by the number of tokens, or positions win.
+    undone(places)  # Nothing is sorted: these are the positions.
+    undone((-buckets).argsort(stable=True)); undone(order.flip(0))  # The largest bucket comes first: sort upwards.
+    torch.stack([buckets.sort().values, order])  # This is (values, order): return order and undo.
+    undone(ticket(10).argsort()); undone(ticket(1000).argsort())  # A fixed factor is too small.
+    undone(ticket(int(buckets.max()) + 1).argsort())  # Multiply by the number of tokens, not of buckets.
+    undone(ticket(len(buckets))); undone(ticket(len(buckets)).sort().values)  # Take argsort of the tickets.
+    order; order.argsort()  # Only one of the two is returned: torch.stack([order, undo]).
     """,
     "Right: equal buckets are together, in reading order, and the undo brings every token back.",
 )
@@ -145,25 +99,27 @@ check_visible = Exercise(
     visible,
     list(zip(_bucket_cases(), (2, 3, 1, 4, 2, 3, 5, 7, 30), strict=True)),
     """
-    within(buckets, chunk_size, order(buckets))  # Use undo[i] here, not order[i].
-    same(buckets) & (gaps(buckets) >= 1) & (gaps(buckets, chunk_size) <= 1)  # Count places, not chunks.
-    same(buckets) & between(gaps(buckets), 0, chunk_size)  # A token sees itself here: the gap must be at least 1.
-    same(buckets) & between(gaps(buckets), 1, chunk_size - 1)  # A gap of exactly chunk_size is still seen: use <=.
-    same(buckets) & between(gaps(buckets), 1, chunk_size + 1)  # One place too many: the gap is at most chunk_size.
-    between(gaps(buckets), 1, chunk_size)  # Other buckets are seen: compare the buckets too.
-    same(buckets) & between(gaps(buckets), 1, 2 * chunk_size)  # This is twice as far: at most chunk_size places.
-    same(buckets) & (gaps(buckets) >= 1)  # The whole bucket is seen: at most chunk_size places back.
-    same(buckets) & between(gaps(buckets).abs(), 1, chunk_size)  # It looks both ways: the key must come first.
-    same(buckets) | between(gaps(buckets), 1, chunk_size)  # Both must hold: combine with &, not with |.
-    same(buckets) & (gaps(buckets) <= chunk_size)  # Later tokens are seen too: the gap must be at least 1.
-    within(buckets, chunk_size, torch.arange(len(buckets)))  # The gap is counted in the text: count sorted places.
-    same(buckets) & (gaps(buckets) >= 1) & (gaps(buckets, chunk_size) == 0)  # Earlier chunks count too: count places.
-    (gaps(buckets) >= 1) & (gaps(buckets, chunk_size) <= 1)  # Compare the buckets too, and count places, not chunks.
+    same = buckets[:, None] == buckets; order = buckets.argsort(stable=True); undo = order.argsort()
+    gap = undo[:, None] - undo; chunk = undo // chunk_size; chunks = chunk[:, None] - chunk
+    within = lambda gap, low=1, high=chunk_size: (gap >= low) & (gap <= high)
+    by = lambda places: same & within(places[:, None] - places)
+    by(order)  # Use undo[i] here, not order[i].
+    same & (gap >= 1) & (chunks <= 1); same & (gap >= 1) & (chunks == 0)  # Count places, not chunks.
+    same & within(gap, 0)  # A token sees itself here: the gap must be at least 1.
+    same & within(gap, 1, chunk_size - 1)  # A gap of exactly chunk_size is still seen: use <=.
+    same & within(gap, 1, chunk_size + 1)  # One place too many: the gap is at most chunk_size.
+    within(gap)  # Other buckets are seen: compare the buckets too.
+    same & (gap >= 1)  # The whole bucket is seen: at most chunk_size places back.
+    same & within(gap.abs())  # It looks both ways: the key must come first.
+    same | within(gap)  # Both must hold: combine with &, not with |.
+    same & (gap <= chunk_size)  # Later tokens are seen too: the gap must be at least 1.
+    by(torch.arange(len(buckets)))  # The gap is counted in the text: count sorted places.
+    (gap >= 1) & (chunks <= 1)  # Compare the buckets too, and count places, not chunks.
     ~visible(buckets, chunk_size)  # The table is the wrong way around: True means that i may see j.
     visible(buckets, chunk_size) | torch.diag(~visible(buckets, chunk_size).any(-1))  # No token sees itself here.
-    within(buckets, chunk_size, buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable=True.
-    within(buckets, chunk_size, ticket(buckets, 100).argsort().argsort())  # A fixed factor is too small.
-    visible(buckets, chunk_size)[order(buckets)][:, order(buckets)]  # Return the table in the order of the text.
+    by(buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable=True.
+    by((buckets * 100 + torch.arange(len(buckets))).argsort().argsort())  # A fixed factor is too small.
+    visible(buckets, chunk_size)[order][:, order]  # Return the table in the order of the text.
     """,
     "Right: only earlier tokens of the same bucket, and whatever comes later changes nothing.",
 )
@@ -184,22 +140,21 @@ check_count_once = Exercise(
     count_once,
     _seen_cases(),
     """
-    unseen(scores.expand(seen.shape), seen)  # Nothing is subtracted: a key that N rounds see counts N times.
-    unseen(scores - seen.sum(0), seen)  # Subtract log N, not N: exp(s − log N) is exp(s) / N.
-    unseen(scores / seen.sum(0), seen)  # It is exp(s) that N divides, so subtract log N from s.
-    unseen(scores + seen.sum(0).log(), seen)  # The sign is wrong: subtract log N.
-    unseen(scores - math.log(len(seen)), seen)  # N differs from pair to pair: in how many rounds does i see j?
-    unseen(scores - seen.sum(0).log(), seen, 0.0)  # What a round does not see must be −inf, so that its exp is 0.
-    unseen(scores - seen.sum(0).log(), seen, -1e9)  # Real scores may be lower than this one: use −inf.
-    (scores - seen.sum(0).log()) * seen; unseen(scores, seen) - seen.sum(0).log()  # ∞ − ∞ and 0 · ∞ are NaN: hide last.
-    (scores - seen.sum(0).log()).expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
-    unseen(scores - seen.sum(0).log(), ~seen)  # The mask is the wrong way around: hide where ~seen is True.
-    unseen(scores - seen.sum(-1, keepdim=True).log(), seen)  # N is counted over the keys: seen.sum(dim=0).
-    unseen(scores - seen.sum(1, keepdim=True).log(), seen)  # N is counted over the queries: seen.sum(dim=0).
-    unseen(scores - seen.sum().log(), seen)  # N is counted over everything: seen.sum(dim=0).
-    unseen((scores.exp() / seen.sum(0)).log(), seen)  # exp overflows: subtract log N from the score.
+    count = seen.sum(0); once = scores - count.log(); unseen = lambda s, fill=-torch.inf: s.masked_fill(~seen, fill)
+    unseen(scores.expand(seen.shape))  # Nothing is subtracted: a key that N rounds see counts N times.
+    unseen(scores - count)  # Subtract log N, not N: exp(s − log N) is exp(s) / N.
+    unseen(scores / count)  # It is exp(s) that N divides, so subtract log N from s.
+    unseen(scores + count.log())  # The sign is wrong: subtract log N.
+    unseen(scores - math.log(len(seen)))  # N differs from pair to pair: in how many rounds does i see j?
+    unseen(once, 0.0)  # What a round does not see must be −inf, so that its exp is 0.
+    unseen(once, -1e9)  # Real scores may be lower than this one: use −inf.
+    once * seen; unseen(scores) - count.log()  # ∞ − ∞ and 0 · ∞ are NaN: hide last.
+    once.expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
+    once.masked_fill(seen, -torch.inf)  # The mask is the wrong way around: hide where ~seen is True.
+    unseen(scores - seen.sum(-1, True).log()); unseen(scores - seen.sum(1, True).log())  # Count rounds: seen.sum(0).
+    unseen(scores - seen.sum().log())  # N is counted over everything: seen.sum(dim=0).
+    unseen((scores.exp() / count).log())  # exp overflows: subtract log N from the score.
     count_once(scores, seen).softmax(-1)  # The softmax comes later: return the scores.
-    unseen(scores, seen & (seen.cumsum(0) == 1))  # Only the first round counts the key: all that see it share it.
     count_once(scores, seen).logsumexp(0)  # The rounds are combined already: return the scores of each.
     """,
     "Right: N rounds with a share of 1/N each count a key once.",

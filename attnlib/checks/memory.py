@@ -1,7 +1,5 @@
 """Exercises of notebook 06: keys cut into heads, scores of memories, top-k attention, one softmax over two parts."""
 
-from collections.abc import Callable
-
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -28,67 +26,10 @@ def joint(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:  # a a
     return share * remote + (1 - share) * local
 
 
-def keys_by(stacked: Tensor, heads: int, pattern: str) -> Tensor:
-    """The keys, or what another pattern makes of them."""
-    return rearrange(stacked[..., 0, :], pattern, h=heads)
-
-
-def right_shape(numbers: Tensor, stacked: Tensor, heads: int) -> Tensor:
-    """The mistake of reading numbers in the order in which they lie."""
-    return numbers.reshape(memory_keys(stacked, heads).shape)
-
-
 def kept(scores: Tensor, top_k: int, fill: float = -torch.inf) -> Tensor:
     """Scores with all but the best of each row filled."""
     best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
     return scores.masked_fill(~best, fill)
-
-
-def dots(query: Tensor, keys: Tensor, size: float = 1.0, equation: str = "bhsd,bhsdk->bhsk") -> Tensor:
-    return torch.einsum(equation, query, keys) / size**0.5
-
-
-def scaled(query: Tensor, key: Tensor) -> Tensor:
-    return query @ key.mT / query.shape[-1] ** 0.5
-
-
-def best(query: Tensor, key: Tensor, top_k: int) -> Tensor:
-    return scaled(query, key).topk(top_k)[0].softmax(-1)
-
-
-def weigh(query: Tensor, key: Tensor, value: Tensor, top_k: int, by: Callable = lambda s: s.softmax(-1)) -> Tensor:
-    """Top-k attention with other weights: ``by`` makes them from the scaled scores."""
-    scores, ids = scaled(query, key).topk(top_k)
-    return torch.einsum("tk,tkd->td", by(scores), value[ids])
-
-
-def by_size(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
-    """Top-k attention that takes the scores furthest from 0."""
-    scores = scaled(query, key)
-    ids = scores.abs().topk(top_k).indices
-    return torch.einsum("tk,tkd->td", scores.gather(-1, ids).softmax(-1), value[ids])
-
-
-def worst(query: Tensor, key: Tensor, value: Tensor, top_k: int) -> Tensor:
-    """Attention to the memories with the smallest scores."""
-    scores, ids = scaled(query, key).topk(top_k, largest=False)
-    return torch.einsum("tk,tkd->td", scores.softmax(-1), value[ids])
-
-
-def over(query: Tensor, key: Tensor, value: Tensor, top_k: int, size: float) -> Tensor:
-    """Top-k attention with scores divided by the root of another size."""
-    return topk_attention(query * (query.shape[-1] / size) ** 0.5, key, value, top_k)
-
-
-def mixed(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
-    """The sum of both outputs with these weights."""
-    return a[..., None] * local + b[..., None] * remote
-
-
-def below(top: Tensor | float, local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:
-    """The exponentials as weights, after this top was subtracted."""
-    a, b = (a - top).exp(), (b - top).exp()
-    return mixed(local, a / (a + b), remote, b / (a + b))
 
 
 KEY_SIZES = ((3, 4, 7, 6, 5), (2, 3, 5, 2, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1), (2, 3, 4, 1, 5), (2, 2, 2, 2, 2))
@@ -100,16 +41,17 @@ check_memory_keys = Exercise(
     memory_keys,
     [(*draw(61 + i, (b, s, k, 2, h * d)), h) for i, (b, h, s, d, k) in enumerate(KEY_SIZES)],
     """
+    keys = stacked[..., 0, :]; by = lambda axes: rearrange(keys, f"b s k {axes}", h=heads)
+    fit = lambda numbers: numbers.reshape(memory_keys(stacked, heads).shape)
     memory_keys(stacked.flip(-2), heads)  # These are the values: the keys are at index 0 of the axis of size 2.
-    memory_keys(stacked.sum(-2, True), heads)  # Keys and values are added: take index 0 of the axis of size 2.
-    keys_by(stacked, heads, "b s k (h d) -> b h s k d")  # This is the layout of values: keys end in (head_dim, top_k).
-    keys_by(stacked, heads, "b s k (h d) -> b s h d k")  # The heads are not brought forward: they come right after b_s.
-    keys_by(stacked, heads, "b s k (h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
-    keys_by(stacked, heads, "b s k (h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
-    rearrange(stacked[..., 0, :], "b s k (h d) -> b h s d k", d=heads)  # This makes head_dim heads: use h=heads.
-    keys_by(stacked, heads, "b s k (d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
-    right_shape(stacked[..., 0, :], stacked, heads)  # view and reshape alone mix the numbers up: permute as well.
-    right_shape(keys_by(stacked, heads, "b s k (h d) -> b s h d k"), stacked, heads)  # Use permute in place of reshape.
+    by("(h d) -> b h s k d")  # This is the layout of values: keys end in (head_dim, top_k).
+    by("(h d) -> b s h d k")  # The heads are not brought forward: they come right after b_s.
+    by("(h d) -> b s (h d) k")  # embed_dim is not cut: make (heads, head_dim) of it.
+    by("(h d) -> b s k (h d)")  # Cut embed_dim into (heads, head_dim), then move axes.
+    rearrange(keys, "b s k (h d) -> b h s d k", d=heads)  # This makes head_dim heads: use h=heads.
+    by("(d h) -> b h s d k")  # Cut embed_dim into (heads, head_dim), not (head_dim, heads).
+    fit(keys)  # view and reshape alone mix the numbers up: permute as well.
+    fit(by("(h d) -> b s h d k"))  # Use permute in place of reshape.
     memory_keys(stacked, heads) / (stacked.shape[-1] // heads) ** 0.5  # The keys are not scaled: the scores are, later.
     """,
     "Right: (b_s, heads, seq_len, head_dim, top_k), and nothing is mixed up.",
@@ -121,20 +63,19 @@ check_memory_scores = Exercise(
     memory_scores,
     [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)],  # in the first ones query @ keys runs
     """
-    dots(query, keys)  # The scores are not scaled: divide by the root of head_dim.
-    dots(query, keys, query.shape[-1] ** 2)  # The scores are divided by head_dim: divide by its root, once.
-    dots(query, keys, keys.shape[-1])  # The scale is √top_k: it must be √head_dim.
-    dots(query, keys, query.shape[1])  # The scale is √heads: it must be √head_dim.
-    dots(query, keys, query.shape[2])  # The scale is √seq_len: it must be √head_dim.
-    dots(query, keys, query.shape[1] * query.shape[3])  # The scale is √embed_dim: it must be √head_dim.
-    dots(query, keys, 1 / query.shape[-1])  # The scores are multiplied by the root of head_dim: divide by it.
+    d = query.shape[-1]; dots = lambda size=1, names="bhsd,bhsdk->bhsk": torch.einsum(names, query, keys) / size**0.5
+    dots()  # The scores are not scaled: divide by the root of head_dim.
+    dots(d**2)  # The scores are divided by head_dim: divide by its root, once.
+    dots(keys.shape[-1]); dots(query.shape[1]); dots(query.shape[2])  # The scale must be √head_dim.
+    dots(query.shape[1] * query.shape[3])  # The scale is √embed_dim: it must be √head_dim.
+    dots(1 / d)  # The scores are multiplied by the root of head_dim: divide by it.
     memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
     query.unsqueeze(2) @ keys; query @ keys  # Queries meet every token's memories, and the scale is missing.
-    query[..., None] * keys / query.shape[-1] ** 0.5  # The products are not summed: d is missing right of the arrow.
+    query[..., None] * keys / d**0.5  # The products are not summed: d is missing right of the arrow.
     (query[..., None] * keys).sum(-1)  # The sum runs over top_k: it must run over head_dim, dim=-2.
-    dots(query, keys, query.shape[-1], "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
-    dots(query, keys, query.shape[-1], "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
-    dots(query, keys, query.shape[-1], "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
+    dots(d, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
+    dots(d, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
+    dots(d, "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
     """,
     "Right: one scaled score for each token, head and memory.",
 )
@@ -147,11 +88,9 @@ def _search(seed: int, tokens: int, memories: int, dim: int, value_dim: int, top
 
 SEARCHES = [_search(81, 5, 7, 3, 4, 5), _search(82, 7, 11, 5, 3, 4), _search(83, 3, 13, 4, 6, 2)]
 SEARCHES += [_search(84, 5, 5, 3, 2, 5), _search(85, 2, 7, 6, 5, 1), _search(86, 1, 3, 2, 1, 2)]
-SEARCHES += [_search(87, 6, 130, 2, 3, 7), _search(88, 4, 9, 5, 3, 3, 20.0)]  # scores in the hundreds
-SEARCHES += [_search(89, 3, 8, 4, 2, 4, 0.1)]  # scores that are almost equal
-_below = _search(90, 3, 6, 4, 2, 3)  # all scores far below 0
-SEARCHES += [(_below[0].abs() * 20, -_below[1].abs() * 20, *_below[2:])]
-SEARCHES += [tuple(x.double() if isinstance(x, Tensor) else x for x in SEARCHES[1])]
+SEARCHES += [_search(87, 6, 130, 2, 3, 7), _search(88, 4, 9, 5, 3, 3, 20.0), _search(89, 3, 8, 4, 2, 4, 0.1)]
+query, key, value, _ = _search(90, 3, 6, 4, 2, 3)  # all scores far below 0
+SEARCHES += [(query.abs() * 20, -key.abs() * 20, value, 3), (query.double(), key.double(), value.double(), 2)]
 
 check_topk_attention = Exercise(
     "Check ``answer(query, key, value, top_k)``: (tokens, head_dim), (memories, head_dim) and (memories, value_dim) to "
@@ -159,25 +98,27 @@ check_topk_attention = Exercise(
     topk_attention,
     SEARCHES,
     """
-    scaled(query, key).softmax(-1) @ value  # All memories are averaged: keep the top_k best scores of each token.
-    kept(scaled(query, key).softmax(-1), top_k, 0.0) @ value  # Take the top_k first, so that weights sum to one.
-    kept(scaled(query, key), top_k, 0.0).softmax(-1) @ value  # exp(0) is 1: leave the others out, or use −inf.
-    kept(scaled(query, key), top_k, -100.0).softmax(-1) @ value  # Real scores may be lower than that: use −inf.
-    over(query, key, value, top_k, 1)  # The scores are not scaled: divide by the root of head_dim.
-    over(query, key, value, top_k, query.shape[-1] ** 2)  # The scores are divided by head_dim: use its root, once.
-    over(query, key, value, top_k, 1) / query.shape[-1] ** 0.5  # The scale comes after the softmax: scale the scores.
-    over(query, key, value, top_k, top_k)  # The scale is √top_k: it must be √head_dim.
-    weigh(query, key, value, top_k, lambda s: s.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
-    weigh(query, key, value, top_k, lambda s: s)  # The scores are used as weights: take their softmax.
-    weigh(query, key, key, top_k)  # The keys are averaged: average the values.
-    best(query, key, top_k) @ value[scaled(query, key).topk(top_k)[1]]  # A plain @ mixes tokens: use unsqueeze(-2).
-    best(query, key, top_k) @ value[:top_k]  # The first top_k values are averaged: take value[ids].
-    weigh(query, key, value, top_k, lambda s: 0 * s + 1 / top_k)  # The values are averaged equally: use the softmax.
-    by_size(query, key, value, top_k)  # Scores are compared by size, so one far below 0 is kept: drop the abs.
+    root = query.shape[-1] ** 0.5; s = query @ key.mT / root; top = s.topk(top_k); best = top.values.softmax(-1)
+    weighed = lambda weights, ids: torch.einsum("tk,tkd->td", weights, value[ids])
+    over = lambda size: topk_attention(query * root / size**0.5, key, value, top_k)
+    s.softmax(-1) @ value  # All memories are averaged: keep the top_k best scores of each token.
+    kept(s.softmax(-1), top_k, 0.0) @ value  # Take the top_k first, so that weights sum to one.
+    kept(s, top_k, 0.0).softmax(-1) @ value  # exp(0) is 1: leave the others out, or use −inf.
+    kept(s, top_k, -100.0).softmax(-1) @ value  # Real scores may be lower than that: use −inf.
+    over(1)  # The scores are not scaled: divide by the root of head_dim.
+    over(query.shape[-1] ** 2)  # The scores are divided by head_dim: use its root, once.
+    over(1) / root  # The scale comes after the softmax: scale the scores.
+    over(top_k)  # The scale is √top_k: it must be √head_dim.
+    weighed(top.values.softmax(0), top.indices)  # The softmax runs over the tokens: use dim=-1, top_k.
+    weighed(top.values, top.indices)  # The scores are used as weights: take their softmax.
+    topk_attention(query, key, key, top_k)  # The keys are averaged: average the values.
+    best @ value[top.indices]  # A plain @ mixes tokens: use unsqueeze(-2).
+    weighed(0 * best + 1 / top_k, top.indices)  # The values are averaged equally: use the softmax.
+    low = s.topk(top_k, largest=False)
+    weighed(low.values.softmax(-1), low.indices)  # These are the worst memories: keep the largest scores.
     topk_attention(-query, key, value, top_k)  # The sign is wrong, so the worst memories count most.
-    worst(query, key, value, top_k)  # These are the worst memories: keep the largest scores.
     topk_attention(query, key[:top_k], value[:top_k], top_k)  # These are the first top_k memories: take the best ones.
-    best(query, key, top_k)  # These are the weights: average the values with them.
+    best  # These are the weights: average the values with them.
     """,
     "Right: each token averages over its own top_k memories.",
 )
@@ -205,21 +146,23 @@ check_joint = Exercise(
     joint,
     _joint_cases(),
     """
+    mixed = lambda a, b: a[..., None] * local + b[..., None] * remote
+    ratio = lambda a, b: mixed(a / (a + b), b / (a + b)); below = lambda top: ratio((a - top).exp(), (b - top).exp())
     (local + remote) / 2  # The parts are averaged equally: the one with the larger log-sum-exp counts for more.
     local + remote  # The parts are added up: their shares must sum to one.
     (b - a).sigmoid() * remote + (a - b).sigmoid() * local  # The shares meet the wrong axis: unsqueeze(-1).
     joint(local, a, remote, b) + (b - a).sigmoid()[..., None] * local  # The share of local is missing: it is 1 − share.
     torch.where((b > a)[..., None], remote, local)  # Only the larger part is kept: each counts by its share.
     joint(remote, a, local, b)  # The shares are swapped: local is weighted with the share of remote.
-    mixed(local, a / (a + b), remote, b / (a + b))  # The log-sum-exps are used as weights: take their exponentials.
-    below(0.0, local, a, remote, b)  # exp overflows or rounds to 0: use a sigmoid of the difference.
-    below(max(a.max(), b.max()), local, a, remote, b)  # Each token needs its own maximum: torch.maximum(a, b).
-    below(a, local, a, remote, b)  # exp(b − a) overflows if b is far above a.
-    below(b, local, a, remote, b)  # exp(a − b) overflows if a is far above b.
-    mixed(local, a.exp(), remote, b.exp())  # The weights do not sum to one: divide them by their sum.
-    mixed(local, a.softmax(-1), remote, b.softmax(-1))  # The softmax runs over tokens: the two parts compete.
-    mixed(local, 1 - b.sigmoid(), remote, b.sigmoid())  # This share ignores a: the difference b − a counts.
-    mixed(local, a.sigmoid(), remote, b.sigmoid())  # Each share depends on the difference of both.
+    ratio(a, b)  # The log-sum-exps are used as weights: take their exponentials.
+    below(0)  # exp overflows or rounds to 0: use a sigmoid of the difference.
+    below(max(a.max(), b.max()))  # Each token needs its own maximum: torch.maximum(a, b).
+    below(a)  # exp(b − a) overflows if b is far above a.
+    below(b)  # exp(a − b) overflows if a is far above b.
+    mixed(a.exp(), b.exp())  # The weights do not sum to one: divide them by their sum.
+    mixed(a.softmax(-1), b.softmax(-1))  # The softmax runs over tokens: the two parts compete.
+    mixed(1 - b.sigmoid(), b.sigmoid())  # This share ignores a: the difference b − a counts.
+    mixed(a.sigmoid(), b.sigmoid())  # Each share depends on the difference of both.
     torch.stack([a, b]).softmax(0); (b - a).sigmoid()  # These are the shares: weight the outputs with them.
     """,
     "Right: exactly one softmax over both, with large scores and with an empty part.",

@@ -1,12 +1,9 @@
 """Exercises of notebook 04: the size of a head, splitting and joining heads, counting parameters, all of it."""
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from attnlib.checks.causal import causal_weights, filled, hidden, later, seen  # noqa: F401 (a table uses them)
+from attnlib.checks.causal import causal_weights, hidden, later  # noqa: F401 (a table uses them)
 from attnlib.checks.context_vectors import share  # noqa: F401 (a table uses it)
 from attnlib.checks.exercise import Exercise, draw
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper  # noqa: F401 (a table uses the first)
@@ -42,47 +39,15 @@ def multi_head(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Ten
     return (weights @ value).transpose(1, 2).flatten(-2)  # (batch, tokens, d_out)
 
 
-def wrapped(
-    x: Tensor, d_out: int = 1, num_heads: int = 2, dropout: float = 0.0, qkv_bias: bool = False, seed: int = 5
-) -> Tensor:
-    torch.manual_seed(seed)
-    return MultiHeadAttentionWrapper(x.shape[-1], d_out, x.shape[-2], num_heads, dropout, qkv_bias)(x)
-
-
-def straight(x: Tensor, num_heads: int) -> Tensor:
-    """The mistake that mixes the tokens."""
-    return x.view(x.shape[0], num_heads, x.shape[1], -1)
-
-
-def uncrossed(x: Tensor, num_heads: int) -> Tensor:
-    return x.view(*x.shape[:2], num_heads, -1)
-
-
 def alternate(x: Tensor, num_heads: int) -> Tensor:
     """The mistake that gives head 0 every num_heads-th column."""
     return x.view(*x.shape[:2], -1, num_heads).permute(0, 3, 1, 2)
 
 
-def projections(d_in: int, d_out: int, biases: int = 0) -> int:
-    return 3 * d_in * d_out + biases * d_out
-
-
-def heads_of(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    num_heads: int,
-    weigh: Callable = causal_weights,
-    by: float | None = None,
-    split: Callable = split_heads,
-) -> Tensor:
-    """What each head returns; ``weigh`` turns the scores into weights after they were divided ``by`` the scale."""
-    query, key, value = (split(x, num_heads) for x in (query, key, value))
-    return weigh(query @ key.mT / (query.shape[-1] ** 0.5 if by is None else by)) @ value
-
-
-def joined(*arguments: Any, **options: Any) -> Tensor:
-    return join_heads(heads_of(*arguments, **options))
+def heads_of(*inputs: Tensor, heads: int, weigh=causal_weights, by: float = 0.0, split=split_heads) -> Tensor:
+    """What each head returns, with one thing changed. The scores are divided by ``by``, by default √head_dim."""
+    query, key, value = (split(x, heads) for x in inputs)
+    return weigh(query @ key.mT / (by or query.shape[-1] ** 0.5)) @ value
 
 
 SPLIT_SIZES = (((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 3, 5), 1), ((1, 4, 6), 6), ((3, 130, 4), 2), ((1, 1, 6), 2))
@@ -93,16 +58,17 @@ check_two_columns = Exercise(
     two_columns,
     [draw(3, (2, 6, 3)), draw(4, (3, 5, 4)), draw(5, (1, 1, 2)), draw(6, (2, 130, 2), scale=30.0)],
     """
-    wrapped(x, d_out=2)  # The output has num_heads · d_out columns: two heads with d_out=2 make four.
-    wrapped(x, d_out=2, num_heads=1)  # Both columns come from one head: make two heads, with d_out=1 each.
-    wrapped(x, dropout=0.1); wrapped(x, dropout=0.5)  # Dropout is on (the wrapper's default is 0.1): pass dropout=0.0.
-    wrapped(x, num_heads=1)  # This is one head with one column: the wrapper needs num_heads=2.
-    wrapped(x, num_heads=1).repeat(1, 1, 2)  # Both columns have the same weights: make one wrapper with two heads.
-    wrapped(x, d_out=2)[..., ::2]; wrapped(x, d_out=2)[..., 2:]  # Each of the two heads needs d_out=1, not two columns.
-    wrapped(x, qkv_bias=True)  # The Linears have a bias: leave qkv_bias out.
+    made = lambda out, n, p=0.0, **bias: MultiHeadAttentionWrapper(x.shape[2], out, x.shape[1], n, dropout=p, **bias)(x)
+    wrapped = lambda *sizes, seed=5, **options: torch.manual_seed(seed) and made(*sizes, **options)
+    wrapped(2, 2)  # The output has num_heads · d_out columns: two heads with d_out=2 make four.
+    wrapped(2, 1)  # Both columns come from one head: make two heads, with d_out=1 each.
+    wrapped(1, 2, 0.1); wrapped(1, 2, 0.5)  # Dropout is on (the wrapper's default is 0.1): pass dropout=0.0.
+    wrapped(1, 1)  # This is one head with one column: the wrapper needs num_heads=2.
+    wrapped(1, 1).repeat(1, 1, 2)  # Both columns have the same weights: make one wrapper with two heads.
+    wrapped(2, 2)[..., ::2]; wrapped(2, 2)[..., 2:]  # Each of the two heads needs d_out=1, not two columns.
+    wrapped(1, 2, qkv_bias=True)  # The Linears have a bias: leave qkv_bias out.
     torch.manual_seed(5) and MultiHeadAttention(x.shape[2], 2, x.shape[1], 0.0, 2)(x)  # out_proj is not in the wrapper.
-    wrapped(x, seed=0)  # The seed is not 5: call torch.manual_seed(5).
-    wrapped(x).flip(-1)  # The columns are in reverse order: return the wrapper's output as it is.
+    wrapped(1, 2, seed=0)  # The seed is not 5: call torch.manual_seed(5).
     """,
     "Right: two heads with one column each make two columns.",
     chance="Two calls give different numbers: call torch.manual_seed(5) right before you make the wrapper.",
@@ -113,17 +79,16 @@ check_split_heads = Exercise(
     split_heads,
     [(*draw(5, shape), num_heads) for shape, num_heads in SPLIT_SIZES],
     """
-    straight(x, num_heads)  # A straight view mixes the tokens: view to (…, heads, head_dim), then transpose.
-    uncrossed(x, num_heads)  # The tokens are still before the heads: the heads must be axis 1.
+    straight = x.view(x.shape[0], num_heads, x.shape[1], -1); uncrossed = x.view(*x.shape[:2], num_heads, -1)
+    straight  # A straight view mixes the tokens: view to (…, heads, head_dim), then transpose.
+    uncrossed  # The tokens are still before the heads: the heads must be axis 1.
     alternate(x, num_heads)  # The columns of a head alternate: view them as (heads, head_dim).
     x.view(*x.shape[:2], -1, num_heads).transpose(1, 2)  # num_heads is not a head's width: it is d_out // num_heads.
-    uncrossed(x, num_heads).transpose(2, 3)  # Heads and head_dim are swapped: the heads must be axis 1.
+    uncrossed.transpose(2, 3)  # Heads and head_dim are swapped: the heads must be axis 1.
     x.mT.reshape(x.shape[0], num_heads, x.shape[1], -1)  # A transpose before the view mixes the tokens: view first.
     torch.stack(x.chunk(num_heads, dim=-1))  # The heads come before the batch: they must be axis 1.
-    torch.cat(x.chunk(num_heads, dim=-1), 1)  # Heads and tokens are one axis: use torch.stack, not torch.cat.
     x[:, None].expand(-1, num_heads, -1, -1)  # Each head has all columns: give it d_out // num_heads of its own.
     split_heads(x, num_heads)[:, 0]  # This is the first head only: return all of them.
-    split_heads(x, num_heads).flip(1)  # The heads are in reverse order: the first columns belong to head 0.
     """,
     "Right: each head keeps all tokens and its own columns.",
 )
@@ -136,14 +101,11 @@ check_join_heads = Exercise(
     heads.reshape(heads.shape[0], heads.shape[2], -1)  # A reshape without transpose(1, 2) mixes the tokens.
     heads.transpose(1, 2)  # The heads and head_dim are still two axes: flatten the last two.
     heads.permute(0, 2, 3, 1).flatten(-2)  # The columns of the heads alternate: keep each head's columns together.
-    heads.permute(0, 3, 2, 1).reshape(heads.shape[0], heads.shape[2], -1)  # The axes are reversed: use transpose(1, 2).
     heads.flatten(1, 2)  # The heads are below each other: put them side by side, along the last axis.
     heads.flatten(-2)  # The tokens and head_dim became one axis: bring the tokens before the heads first.
     heads.transpose(1, 2).flatten(1, 2)  # The tokens and the heads became one axis: flatten the last two, flatten(-2).
-    heads.transpose(1, 2).flatten(0, 1)  # The batch and the tokens became one axis: flatten the last two, flatten(-2).
     heads.mean(1); heads.sum(1)  # The heads are added or averaged: put them side by side.
     heads[:, 0]  # This is the first head only: put all of them side by side.
-    heads.flip(1).transpose(1, 2).flatten(-2)  # The heads are in reverse order: head 0 gets the first columns.
     """,
     "Right: the heads are side by side, token by token.",
 )
@@ -153,25 +115,21 @@ check_parameter_count = Exercise(
     parameter_count,
     [(13, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False), (1, 6, 3, True), (5, 12, 4, False)],
     """
+    w = d_in * d_out; b = d_out * qkv_bias; out = d_out**2 + d_out
     num_heads * parameter_count(d_in, d_out, num_heads, qkv_bias)  # The heads share the matrices: do not count them.
-    num_heads * projections(d_in, d_out, 3 * qkv_bias)  # This is the wrapper: heads share d_out here.
-    num_heads * projections(d_in, d_out, 3 * qkv_bias) + d_out**2 + d_out  # The heads share W_query: do not count them.
+    num_heads * (3 * w + 3 * b)  # This is the wrapper: heads share d_out here.
+    num_heads * (3 * w + 3 * b) + out  # The heads share W_query: do not count them.
     parameter_count(d_out, d_out, num_heads, qkv_bias)  # W_query, W_key and W_value have d_in · d_out weights each.
-    projections(d_in, d_out) + 3 * d_in * qkv_bias + d_out**2 + d_out  # A bias has d_out numbers, not d_in.
-    projections(d_in, d_out, 3 * qkv_bias) + d_out**2 + 1  # The bias of out_proj has d_out numbers, not one.
-    2 * (d_in + qkv_bias) * d_out + d_out**2 + d_out  # There are three projections: query, key and value.
-    (d_in + qkv_bias) * d_out + d_out**2 + d_out  # There are three projections: query, key and value.
-    projections(d_in, d_out, 3 * qkv_bias)  # out_proj is missing: d_out · d_out weights and d_out biases.
-    projections(d_in, d_out, 3 * qkv_bias) + d_out**2  # out_proj always has a bias: d_out more.
-    projections(d_in, d_out, 3 * qkv_bias) + d_out  # The weights of out_proj are missing: d_out · d_out more.
-    projections(d_in, d_out, 4 * qkv_bias) + d_out**2  # The bias of out_proj is always there.
-    projections(d_in, d_out) + d_out**2 + d_out  # With qkv_bias, W_query, W_key and W_value have d_out biases each.
-    projections(d_in, d_out, 3) + d_out**2 + d_out  # W_query, W_key and W_value have biases only with qkv_bias.
-    projections(d_in, d_out, qkv_bias) + d_out**2 + d_out  # W_query, W_key and W_value have a bias each: three.
-    projections(d_in, d_out) + 3 * qkv_bias + d_out**2 + d_out  # A bias has d_out numbers, not one.
-    projections(d_in, d_out, 3 * qkv_bias) + d_in * d_out + d_out  # out_proj has d_out · d_out weights.
-    parameter_count(d_out, d_in, num_heads, qkv_bias)  # d_in and d_out are swapped.
-    3 * d_in * d_out + (3 * d_out if qkv_bias else 0 + d_out**2 + d_out)  # Put parentheses around `… if … else 0`.
+    3 * w + 3 * d_in * qkv_bias + out  # A bias has d_out numbers, not d_in.
+    2 * (w + b) + out; w + b + out  # There are three projections: query, key and value.
+    3 * w + 3 * b  # out_proj is missing: d_out · d_out weights and d_out biases.
+    3 * w + 3 * b + d_out**2  # out_proj always has a bias: d_out more.
+    3 * w + 3 * b + d_out  # The weights of out_proj are missing: d_out · d_out more.
+    3 * w + 4 * b + d_out**2  # The bias of out_proj is always there.
+    3 * w + out  # With qkv_bias, W_query, W_key and W_value have d_out biases each.
+    3 * w + 3 * d_out + out  # W_query, W_key and W_value have biases only with qkv_bias.
+    3 * w + 3 * b + w + d_out  # out_proj has d_out · d_out weights.
+    3 * w + (3 * d_out if qkv_bias else 0 + out)  # Put parentheses around `… if … else 0`.
     """,
     "Right: three projections and out_proj, however many heads.",
 )
@@ -182,9 +140,8 @@ def _multi_head_cases() -> list[tuple]:
     sizes = (((2, 3, 12), 3), ((2, 5, 12), 3), ((3, 7, 10), 2), ((2, 4, 5), 1), ((1, 1, 6), 2), ((1, 130, 4), 2))
     cases = [(*draw(11 + sum(shape), *[shape] * 3, scale=2.0), heads) for shape, heads in sizes]
     query, key, value = draw(10, *[(2, 6, 4)] * 3)
-    rising = torch.tensor([-1e12, -400.0, 0.0, 400.0, 900.0, 1200.0])[:, None]  # what is visible underflows
-    cases.append((torch.ones_like(query), key + 20 * rising, value, 2))
-    cases.append((query * (rising > 0), key, value, 2))  # scores that are exactly 0
+    rising = torch.tensor([-1e12, -400.0, 0.0, 400.0, 900.0, 1200.0])[:, None]  # it underflows; scores of exactly 0
+    cases += [(torch.ones_like(query), key + 20 * rising, value, 2), (query * (rising > 0), key, value, 2)]
     return [*cases, (*draw(9, *[(2, 4, 6)] * 3, double=True), 3)]
 
 
@@ -193,37 +150,35 @@ check_multi_head = Exercise(
     multi_head,
     _multi_head_cases(),
     """
-    joined(query, key, value, num_heads, by=query.shape[-1] ** 0.5)  # This is √d_out: use √head_dim.
-    joined(query, key, value, num_heads, by=1.0)  # The scale is missing: divide the scores by √head_dim.
-    joined(query, key, value, num_heads, by=query.shape[-1] / num_heads)  # This is head_dim: divide by its root.
-    joined(query, key, value, num_heads, by=num_heads**0.5)  # This is √num_heads: use √head_dim.
-    joined(query, key, value, num_heads, by=query.shape[1] ** 0.5)  # This is √tokens: use √head_dim.
-    joined(query, key, value, num_heads, lambda s: s.softmax(-1))  # The future is not hidden.
-    joined(query, key, value, num_heads, lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden too: use triu(1).
-    joined(query, key, value, num_heads, lambda s: filled(s, -100.0))  # Real scores may be lower: use −inf.
-    joined(query, key, value, num_heads, lambda s: filled(s, -1e9))  # Real scores may be lower: use −inf.
-    joined(query, key, value, num_heads, lambda s: hidden(s, ~later(s)))  # masked_fill hides where its mask is True.
-    joined(query, key, value, num_heads, lambda s: s.tril().softmax(-1))  # exp(0) is 1: hide scores with −inf.
-    joined(query, key, value, num_heads, lambda s: hidden(s, s.tril() == 0))  # Real scores may be 0: use positions.
-    joined(query, key, value, num_heads, lambda s: hidden(s, later(s, 2)))  # One later token is seen: use triu(1).
-    joined(query, key, value, num_heads, lambda s: hidden(s, later(s).mT))  # The past is hidden: hide what is later.
-    joined(query, key, value, num_heads, seen)  # A row does not sum to one: hide the scores, before the softmax.
-    joined(query, key, value, num_heads, lambda s: share(seen(s)))  # What a query sees may underflow: hide the scores.
-    joined(query, key, value, num_heads, lambda s: hidden(s, later(s), -2))  # Softmax runs over queries: use dim=-1.
-    joined(query, key, value, num_heads, lambda s: hidden(s, later(s), 1))  # Softmax runs over heads: use dim=-1.
-    joined(query, key, value, num_heads, lambda s: causal_weights(s).softmax(-1))  # Softmax is taken twice.
+    heads_with = lambda **change: heads_of(query, key, value, heads=num_heads, **change)
+    run = lambda **change: join_heads(heads_with(**change)); weigh = lambda weights: run(weigh=weights)
+    straight = lambda x, n: x.view(x.shape[0], n, x.shape[1], -1); uncrossed = lambda x, n: x.view(*x.shape[:2], n, -1)
+    mixed = lambda heads: heads.permute(0, 2, 3, 1).flatten(-2)
+    run(by=query.shape[-1] ** 0.5)  # This is √d_out: use √head_dim.
+    run(by=1.0)  # The scale is missing: divide the scores by √head_dim.
+    run(by=query.shape[-1] / num_heads)  # This is head_dim: divide by its root.
+    run(by=query.shape[1] ** 0.5)  # This is √tokens: use √head_dim.
+    weigh(lambda s: s.softmax(-1))  # The future is not hidden.
+    weigh(lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden too: use triu(1).
+    weigh(lambda s: hidden(s, fill=-100)); weigh(lambda s: hidden(s, fill=-1e9))  # Real scores may be lower: use −inf.
+    weigh(lambda s: hidden(s, ~later(s)))  # masked_fill hides where its mask is True.
+    weigh(lambda s: s.tril().softmax(-1))  # exp(0) is 1: hide scores with −inf.
+    weigh(lambda s: hidden(s, s.tril() == 0))  # Real scores may be 0: use positions.
+    weigh(lambda s: hidden(s, later(s).mT))  # The past is hidden: hide what is later.
+    weigh(lambda s: s.softmax(-1).tril())  # A row does not sum to one: hide the scores, before the softmax.
+    weigh(lambda s: share(s.softmax(-1).tril()))  # What a query sees may underflow: hide the scores.
+    weigh(lambda s: hidden(s, dim=-2))  # Softmax runs over queries: use dim=-1.
+    weigh(lambda s: hidden(s, dim=1))  # Softmax runs over heads: use dim=-1.
     multi_head(key, query, value, num_heads)  # Query and key are swapped: query @ key.mT.
     multi_head(query, value, key, num_heads)  # Key and value are swapped.
     multi_head(query, key, value, 1)  # This is a single head: cut the columns into num_heads heads.
-    heads_of(query, key, value, num_heads, split=alternate).permute(0, 2, 3, 1).flatten(-2)  # Keep each head together.
-    joined(query, key, value, num_heads, split=alternate)  # The columns of the heads alternate in the split.
-    heads_of(query, key, value, num_heads).permute(0, 2, 3, 1).flatten(-2)  # The columns alternate in the join.
-    heads_of(query, key, value, num_heads)  # The heads are not joined yet: (batch, tokens, d_out).
-    heads_of(query, key, value, num_heads).reshape(query.shape)  # The join lacks its transpose, so tokens are mixed.
-    joined(query, key, value, num_heads, split=uncrossed)  # Heads look at heads: transpose(1, 2) after the view.
-    heads_of(query, key, value, num_heads, split=uncrossed).flatten(-2)  # Heads look at heads: transpose after view.
-    heads_of(query, key, value, num_heads, split=straight).reshape(query.shape)  # A straight view mixes the tokens.
-    joined(query, key, value, num_heads, split=straight)  # A straight view mixes the tokens: view, then transpose.
+    mixed(heads_with(split=alternate))  # Keep each head together.
+    run(split=alternate)  # The columns of the heads alternate in the split.
+    mixed(heads_with())  # The columns alternate in the join.
+    heads_with()  # The heads are not joined yet: (batch, tokens, d_out).
+    heads_with().reshape(query.shape)  # The join lacks its transpose, so tokens are mixed.
+    run(split=uncrossed); heads_with(split=uncrossed).flatten(-2)  # Heads look at heads: transpose after the view.
+    heads_with(split=straight).reshape(query.shape); run(split=straight)  # A straight view mixes the tokens.
     """,
     "Right: split, scale by √head_dim, hide, average, join.",
     forbidden=("scaled_dot_product_attention", "multi_head_attention_forward"),

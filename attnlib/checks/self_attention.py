@@ -35,19 +35,6 @@ def v2_from_v1(v1: SelfAttention_v1) -> SelfAttention_v2:
     return v2
 
 
-def divided(scores: Tensor, divisor: float = 1.0, dim: int = -1) -> Tensor:
-    return (scores / divisor).softmax(dim)
-
-
-def raw(x: Tensor, W_query: Tensor, W_key: Tensor) -> Tensor:
-    """The scaled scores."""
-    return x @ W_query @ (x @ W_key).T / W_key.shape[-1] ** 0.5
-
-
-def over(divisor: float, x: Tensor, W_query: Tensor, W_key: Tensor, W_value: Tensor) -> Tensor:
-    return divided(x @ W_query @ (x @ W_key).T, divisor) @ x @ W_value
-
-
 KEYS = ((4, 4, 4), (3, 7, 5), (5, 3, 2), (2, 130, 6), (1, 1, 3))  # q_tokens, kv_tokens, head_dim
 SIZES = ((4, 4, 4), (5, 3, 2), (3, 2, 7), (1, 5, 3), (130, 3, 4))  # tokens, d_in, d_out
 X, *WEIGHTS = draw(30, (6, 3), (3, 5), (3, 5), (3, 5))
@@ -59,25 +46,24 @@ check_scaled_weights = Exercise(
     + [(draw(26, (3, 7))[0] * torch.tensor([100.0, 0.0, 1.0])[:, None], 30 * draw(27, (4, 7))[0])]
     + [draw(28, (3, 2), (5, 2), double=True)],
     """
-    query @ key.T / query.shape[-1] ** 0.5  # These are scores: take the softmax over the keys, dim=-1.
-    query @ key.T  # These are plain scores: divide them by √head_dim, and take the softmax over the keys.
-    divided(query @ key.T)  # The scale is missing: divide the scores by √head_dim before the softmax.
-    share((query @ key.T / query.shape[-1] ** 0.5).exp())  # exp overflows for large scores: use torch.softmax.
-    share(less(query @ key.T / query.shape[-1] ** 0.5, (0, 1)))  # Each row has its own largest score to subtract.
-    divided(query @ key.T, query.shape[-1])  # The scores are divided by head_dim: divide by its square root, once.
-    divided(query @ key.T, 2 * query.shape[-1])  # `/ d ** 1 / 2` divides by 2 d in Python: write d ** 0.5.
-    divided(query @ key.T, query.shape[-1] / 2)  # `(d ** 1 / 2)` is d / 2 in Python: write d ** 0.5.
-    divided(query @ key.T, query.shape[-1] ** -0.5)  # The scores are multiplied by √head_dim: divide them.
-    divided(query @ key.T, 2**0.5); divided(query @ key.T, 2)  # The divisor is a fixed number: use √head_dim.
-    divided(query @ key.T, len(key) ** 0.5)  # This is the root of the number of keys: use √head_dim.
-    divided(query @ key.T, len(query) ** 0.5)  # This is the root of the number of queries: use √head_dim.
-    divided(query @ key.T) / query.shape[-1] ** 0.5  # The division comes after the softmax: divide the scores.
+    root = query.shape[-1] ** 0.5; s = query @ key.T; divided = lambda n: (s / n).softmax(-1)
+    s / root  # These are scores: take the softmax over the keys, dim=-1.
+    s  # These are plain scores: divide them by √head_dim, and take the softmax over the keys.
+    s.softmax(-1)  # The scale is missing: divide the scores by √head_dim before the softmax.
+    share((s / root).exp())  # exp overflows for large scores: use torch.softmax.
+    share(less(s / root, (0, 1)))  # Each row has its own largest score to subtract.
+    divided(query.shape[-1])  # The scores are divided by head_dim: divide by its square root, once.
+    divided(2 * query.shape[-1]); divided(query.shape[-1] / 2)  # `d ** 1 / 2` is d / 2 in Python: write d ** 0.5.
+    divided(1 / root)  # The scores are multiplied by √head_dim: divide them.
+    divided(2**0.5); divided(2)  # The divisor is a fixed number: use √head_dim.
+    divided(len(key) ** 0.5); divided(len(query) ** 0.5)  # This is the root of the number of tokens: use √head_dim.
+    s.softmax(-1) / root  # The division comes after the softmax: divide the scores.
     scaled_weights(query, query)  # Queries are compared with queries: the scores are query @ key.T.
     scaled_weights(key, query)  # Query and key are swapped: row i belongs to query i, so query @ key.T.
     scaled_weights(key, query).T  # The softmax runs over the queries: in query @ key.T the keys are dim=-1.
-    divided(scaled_weights(query, key))  # Softmax is taken twice.
-    divided(query @ key, query.shape[-1] ** 0.5)  # The transpose is missing: query @ key.T.
-    (query @ key.T / query.shape[-1] ** 0.5).exp()  # These are exponentials: divide each row by its sum.
+    scaled_weights(query, key).softmax(-1)  # Softmax is taken twice.
+    (query @ key / root).softmax(-1)  # The transpose is missing: query @ key.T.
+    (s / root).exp()  # These are exponentials: divide each row by its sum.
     """,
     "Right: softmax(query keyᵀ / √head_dim).",
 )
@@ -89,29 +75,28 @@ check_self_attention = Exercise(
     + [(X * torch.tensor([60.0, 0.1, 1.0, 20.0, 0.0, 5.0])[:, None], *WEIGHTS)]  # scores far apart
     + [draw(29, (4, 2), (2, 3), (2, 3), (2, 3), double=True)],
     """
-    over(1, x, W_query, W_key, W_value)  # The scale is missing: divide the scores by √d_out.
-    over(x.shape[-1] ** 0.5, x, W_query, W_key, W_value)  # This is √d_in: a query has d_out numbers, so use √d_out.
-    over(W_key.shape[-1], x, W_query, W_key, W_value)  # The scores are divided by d_out: take its square root.
-    over(2 * W_key.shape[-1], x, W_query, W_key, W_value)  # `/ d ** 1 / 2` divides by 2 d: write d_out ** 0.5.
-    over(len(x) ** 0.5, x, W_query, W_key, W_value)  # This is the root of the number of tokens: use √d_out.
-    over(W_key.shape[-1] ** -0.5, x, W_query, W_key, W_value)  # The scores are multiplied by √d_out: divide them.
-    over(1, x, W_query, W_key, W_value) / W_key.shape[-1] ** 0.5  # The division comes after the softmax.
+    root = W_key.shape[-1] ** 0.5; v = x @ W_value; s = x @ W_query @ (x @ W_key).T / root
+    over = lambda n: (s * root / n).softmax(-1) @ v
+    over(1)  # The scale is missing: divide the scores by √d_out.
+    over(x.shape[-1] ** 0.5)  # This is √d_in: a query has d_out numbers, so use √d_out.
+    over(W_key.shape[-1])  # The scores are divided by d_out: take its square root.
+    over(len(x) ** 0.5)  # This is the root of the number of tokens: use √d_out.
+    over(1 / root)  # The scores are multiplied by √d_out: divide them.
+    over(1) / root  # The division comes after the softmax.
     self_attention(x, W_query, W_value, W_key)  # Key and value are swapped.
     self_attention(x, W_key, W_query, W_value)  # Query and key are swapped: row i of the scores belongs to query i.
     self_attention(x, W_query, W_query, W_value)  # Queries are compared with queries: the scores are query @ key.T.
-    self_attention(x, W_query, W_key, W_query)  # The queries are averaged: average the values, x @ W_value.
-    self_attention(x, W_query, W_key, W_key)  # The keys are averaged: average the values, x @ W_value.
-    scaled_weights(x, x) @ x @ W_value; divided(x @ x.T) @ x @ W_value  # The tokens are compared: project them first.
-    divided(x @ x.T) @ x; scaled_weights(x, x) @ x  # This is notebook 01: project x to queries, keys and values first.
+    self_attention(x, W_query, W_key, W_query); self_attention(x, W_query, W_key, W_key)  # Average the values.
+    scaled_weights(x, x) @ v; (x @ x.T).softmax(-1) @ v  # The tokens are compared: project them first.
+    (x @ x.T).softmax(-1) @ x; scaled_weights(x, x) @ x  # This is notebook 01: project x first.
     scaled_weights(x @ W_query, x @ W_key) @ x  # The tokens themselves are averaged: average the values.
-    raw(x, W_query, W_key).softmax(-1).T @ x @ W_value  # The weights are transposed: row i must belong to query i.
-    raw(x, W_query, W_key).softmax(-1) * (x @ W_value)  # `*` multiplies number by number: weights @ value averages.
-    raw(x, W_query, W_key).softmax(0) @ x @ W_value  # The softmax runs over the queries: use dim=-1, the keys.
-    share(raw(x, W_query, W_key).exp()) @ x @ W_value  # exp overflows for large scores: use torch.softmax.
-    share(less(raw(x, W_query, W_key), (0, 1))) @ x @ W_value  # Each row has its own largest score to subtract.
-    raw(x, W_query, W_key) @ x @ W_value  # Softmax is missing: raw scores do not sum to one.
-    raw(x, W_query, W_key).softmax(-1)  # These are the weights, one step too early: average the values.
-    raw(x, W_query, W_key)  # These are the scores: take their softmax, and average the values.
+    s.softmax(-1) * v  # `*` multiplies number by number: weights @ value averages.
+    s.softmax(0) @ v  # The softmax runs over the queries: use dim=-1, the keys.
+    share(s.exp()) @ v  # exp overflows for large scores: use torch.softmax.
+    share(less(s, (0, 1))) @ v  # Each row has its own largest score to subtract.
+    s @ v  # Softmax is missing: raw scores do not sum to one.
+    s.softmax(-1)  # These are the weights, one step too early: average the values.
+    s  # These are the scores: take their softmax, and average the values.
     """,
     "Right, even where d_in and d_out differ.",
 )
@@ -125,18 +110,12 @@ check_linear = Exercise(
     linear,
     LINEARS,
     """
-    x @ weight + bias  # The weight is not transposed: it has the shape (d_out, d_in), so x @ weight.T.
+    x @ weight + bias; x @ weight  # The weight is not transposed: it has the shape (d_out, d_in), so x @ weight.T.
     x @ weight.T  # The bias is missing.
-    x @ weight  # The bias is missing, and the weight is not transposed.
-    weight @ x.mT + bias  # The result is transposed: a row for each token, so x @ weight.T.
-    weight @ x.mT  # The bias is missing, and the result is transposed: a row for each token, so x @ weight.T.
+    weight @ x.mT + bias; weight @ x.mT  # The result is transposed: a row for each token, so x @ weight.T.
     weight @ x + bias; weight @ x  # The weight is on the left, which sums over the tokens: x @ weight.T + bias.
     x.mT @ weight.T + bias; x.mT @ weight + bias  # x is transposed: its last axis is already d_in, so x @ weight.T.
-    x @ weight.T * bias  # The bias is multiplied: add it.
-    x @ weight.T - bias  # The bias is subtracted: add it.
-    x @ weight.T + bias.sum(); x @ weight.T + bias[0]  # The bias became one number: it has one for each output.
-    x @ (weight.T + bias); x @ (weight + bias).T  # The bias is added to the weight: add it after the product.
-    (x + bias) @ weight.T  # The bias goes through the weight as well: add it after the product.
+    x @ (weight.T + bias); x @ (weight + bias).T; (x + bias) @ weight.T  # The bias comes after the product.
     (x @ weight.T + bias).relu(); (x @ weight.T + bias).softmax(-1)  # An activation is applied: nn.Linear has none.
     """,
     "Right: x @ weight.T + bias, for a batch as well.",
@@ -162,20 +141,18 @@ def _outputs(answer: Callable) -> Callable:
         if v2 is None or v2 is Ellipsis:
             return v2
         layers = [layer for name in NAMES if isinstance(layer := getattr(v2, name, None), nn.Linear)]
-        if len(layers) < len(NAMES):  # the notebook has a SelfAttention_v2 of its own
-            return torch.tensor(1.0)
-        if not all(torch.equal(getattr(v1, name), weight) for name, weight in zip(NAMES, weights)):
-            return torch.tensor(2.0)
-        if any(layer.bias is not None and bool(layer.bias.any()) for layer in layers):
-            return torch.tensor(3.0)
-        if not all(layer.weight.requires_grad and layer.weight.is_leaf for layer in layers):
-            return torch.tensor(4.0)
         before = [layer.weight.detach().clone() for layer in layers]
+        unchanged = all(torch.equal(getattr(v1, name), weight) for name, weight in zip(NAMES, weights))
         for name in NAMES:
             getattr(v1, name).data.zero_()
-        if not all(torch.equal(layer.weight, held) for layer, held in zip(layers, before)):
-            return torch.tensor(5.0)
-        return v2(x)
+        faults = [
+            len(layers) < len(NAMES),  # by name and kind, because the notebook has a SelfAttention_v2 of its own
+            not unchanged,
+            any(layer.bias is not None and bool(layer.bias.any()) for layer in layers),
+            not all(layer.weight.requires_grad and layer.weight.is_leaf for layer in layers),
+            not all(torch.equal(layer.weight, held) for layer, held in zip(layers, before)),
+        ]
+        return torch.tensor(1.0 + faults.index(True)) if any(faults) else v2(x)
 
     return run
 
@@ -193,10 +170,7 @@ check_v2_from_v1 = Exercise(
     carried(v1, take=torch.clone)  # The weights are not transposed: nn.Linear keeps (d_out, d_in).
     carried(v1, "W_key", "W_query", "W_value")  # Query and key are swapped.
     carried(v1, "W_query", "W_value", "W_key")  # Key and value are swapped.
-    carried(v1, "W_key", "W_value", "W_query")  # Each layer holds the weights of another: copy by name.
-    carried(v1, "W_query", "W_query", "W_query")  # All three layers hold the same weights: copy by name.
-    carried(v1, "W_query", "W_key", "W_key")  # W_value holds the weights of W_key.
-    carried(v1, take=lambda weight: torch.zeros_like(weight.T))  # The weights of v2 are zero: copy those of v1.
+    carried(v1, "W_query", "W_query", "W_query"); carried(v1, "W_query", "W_key", "W_key")  # Copy by name, one by one.
     """,
     "Right: the same numbers, in weights of its own.",
     chance="Two calls give different numbers: some weights of v2 are still drawn at random, so copy all three.",

@@ -19,39 +19,26 @@ def scores_shape(query: Tensor, key: Tensor) -> tuple[int, int, int, int]:
     return (batch, heads, q_tokens, key.shape[2])
 
 
-def products(weights: Tensor, values: Tensor) -> Tensor:
-    """Each row times its weight, not yet summed."""
-    return weights[:, None] * values
-
-
-def gap(a: Tensor, b: Tensor) -> Tensor:
-    return (a - b).abs()
-
+AVERAGES = [(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(16.0).reshape(4, 4) ** 2)]
+AVERAGES += [(torch.tensor([0.5, 0.2, 0.3]), torch.arange(15.0).reshape(3, 5) / 2)]  # int() would cut them
+AVERAGES += [(torch.tensor([0.75, 0.0, 0.25]), torch.tensor([[1000.0, -1000.0], [-1000, 1], [0, -3]]))]
+AVERAGES += [(x.softmax(0), values) for x, values in (draw(1, (130,), (130, 3)), draw(2, (3,), (3, 2), double=True))]
 
 check_weighted_average = Exercise(
     "Check ``answer(weights, values)``: the sum of the rows of values (tokens, value_dim), each times its weight.",
     weighted_average,
-    [(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.arange(16.0).reshape(4, 4) ** 2)]
-    + [(torch.tensor([0.5, 0.2, 0.3]), torch.arange(15.0).reshape(3, 5) / 2)]  # int() would cut them
-    + [(torch.tensor([0.0, 0.75, 0.0, 0.25]), torch.tensor([[1000.0, -1000.0], [4, 0], [-1000, 1], [0, -3]]))]
-    + [
-        (scores.softmax(0), values)
-        for scores, values in (draw(1, (130,), (130, 3)), draw(2, (3,), (3, 2), double=True))
-    ]
-    + [(torch.ones(1), torch.tensor([[2.5]]))],
+    [*AVERAGES, (torch.ones(1), torch.tensor([[2.5]]))],
     """
+    p = weights[:, None] * values
     values.mean(0); values.sum(0)  # The weights are not used: multiply each row by its weight first.
-    products(weights, values)  # The rows are weighted, but not summed yet: sum over the tokens, axis 0.
-    products(weights, values).sum(1); products(weights, values).mean(1)  # Sum over the tokens, axis 0, not the columns.
+    p  # The rows are weighted, but not summed yet: sum over the tokens, axis 0.
+    p.sum(1); p.mean(1)  # Sum over the tokens, axis 0, not the columns.
     (weights @ values).sum()  # Everything is summed into one number: sum over the tokens only, axis 0.
-    products(weights, values).mean(0)  # This is divided by the number of tokens, but the weights already sum to one.
-    products(weights, values)[0]  # Only the first row is used: add up all rows before you return.
-    products(weights, values)[-1]  # Only the last row is used: add each product to what you have so far.
-    products(weights, values)[:-1].sum(0)  # The last row is skipped: the loop stops one token too early.
+    p[0]; p[-1]  # Only one row is used: add up all of them before you return.
+    p[:-1].sum(0)  # The last row is skipped: the loop stops one token too early.
     values @ weights  # This sums over the columns: put the weights first, weights @ values.
     (weights * values).sum(0); weights * values  # The columns are weighted here: write weights[:, None] * values.
     weights.softmax(0) @ values  # Softmax is taken again, but these are weights already.
-    (weights[:, None] + values).sum(0)  # The weights are added to the rows: multiply each row by its weight.
     values[weights.argmax()]  # This is the row with the largest weight: every row counts, each with its weight.
     (weights @ values).int(); (weights @ values).round()  # The decimals are lost: return the numbers as they are.
     """,
@@ -60,18 +47,18 @@ check_weighted_average = Exercise(
 
 
 def _same_cases() -> list[tuple[Tensor, Tensor]]:
-    one, zero, many, hundred = torch.ones(2, 3), torch.zeros(2, 3), torch.ones(40, 50), torch.full((2, 3), 100.0)
-    steps, last, first, spot, lower = torch.arange(6.0).reshape(2, 3), zero.clone(), zero.clone(), 0 * many, 0 * many
-    last[1, 2], first[0, 0], spot[39, 48], lower[20:] = 1e-3, 1.0, 1.0, 1e-3
-    false = [(one, one + last), (one + last, one), (one - 5, one), (one, one - 5), (one, one + first - first.roll(1))]
-    false += [(many, many + 5e-5 * spot), (many, many + 0.01 * spot), (many, many + lower), (one, one + 0.3)]
-    false += [(hundred, hundred + 5e-4), (hundred, hundred + 1e-4), (hundred, hundred - 4e-5), (one, one + 4e-5)]
-    false += [(zero, zero + 1.2e-5), (zero.double(), zero.double() + 1.01e-5), (1000 * steps, 1000 * steps + 1)]
-    false += [(one, -one), (steps, steps.flip(1)), (steps, steps.flip(0)), (one, one + first.roll(1))]
-    true = [(one, one + 1e-7), (zero, zero + 5e-8), (one, one.clone()), (many, many + 5e-6), (zero, zero + 3e-6)]
-    true += [(zero, 9e-6 * first), (steps, steps + 4e-6 * (-1) ** steps), (one[:1, :1], one[:1, :1] - 2e-6)]
-    true += [(zero + 4e-6, zero + 6e-6), (zero + 0.499999, zero + 0.500001)]  # rounding parts them
-    return [*false, *true, (many.double(), many.double() - 9e-6)]
+    one, zero, many, steps = torch.ones(2, 3), torch.zeros(2, 3), torch.ones(40, 50), torch.arange(6.0).reshape(2, 3)
+    first, last, spot, lower = zero.clone(), zero.clone(), 0 * many, 0 * many
+    first[0, 0], last[1, 2], spot[39, 48], lower[20:] = 1.0, 1e-3, 1.0, 1e-3
+    differ = [(many, 5e-5 * spot), (many, 0.01 * spot), (many, lower), (one, first - first.roll(1))]
+    differ += [(one, last), (one, -last), (one, first.roll(1)), (steps, steps.flip(1) - steps)]
+    differ += [(steps, steps.flip(0) - steps), (1000 * steps, one), (zero, zero + 1.2e-5), (one, -2 * one)]
+    differ += [(one, size * one) for size in (5, -5, 0.3, 4e-5)]
+    differ += [(100 * one, size * one) for size in (5e-4, 1e-4, -4e-5)]
+    agree = [(zero, 9e-6 * first), (steps, 4e-6 * (-1) ** steps), (many, 5e-6 * many), (one[:1], -2e-6 * one[:1])]
+    agree += [(zero + base, size * one) for base, size in ((0, 5e-8), (0, 3e-6), (1, 1e-7), (1, 0), (4e-6, 2e-6))]
+    agree += [(zero + 0.499999, 2e-6 * one), (many.double(), -9e-6 * many)]  # rounding parts the first two
+    return [(a, a + difference) for a, difference in [*differ, *agree]]
 
 
 check_same = Exercise(
@@ -79,26 +66,27 @@ check_same = Exercise(
     same,
     _same_cases(),
     """
+    gap = (a - b).abs()
     (a - b).max() <= 1e-5; (b - a).max() <= 1e-5  # Only one sign of the difference is checked: take abs() of it first.
     (a - b).max().abs() <= 1e-5; (a - b).min().abs() <= 1e-5  # abs() comes too late: take abs() first, then max().
     (a.abs() - b.abs()).abs().max() <= 1e-5  # abs() belongs around the difference: 1 and −1 differ by 2.
-    torch.equal(a, b); gap(a, b).max() == 0  # Rounding in the last digit must pass: compare the difference with 1e-5.
-    (a == b).any(); gap(a, b).min() <= 1e-5  # One entry that is close is enough here: every entry must be close.
-    gap(a, b).sum() <= 1e-5; (a - b).norm() <= 1e-5  # Many small differences add up here: ask for the largest one.
-    gap(a, b).mean() <= 1e-5; gap(a, b).median() <= 1e-5  # One wrong entry hides among many: ask for the largest.
+    torch.equal(a, b); gap.max() == 0  # Rounding in the last digit must pass: compare the difference with 1e-5.
+    (a == b).any(); gap.min() <= 1e-5  # One entry that is close is enough here: every entry must be close.
+    gap.sum() <= 1e-5; (a - b).norm() <= 1e-5  # Many small differences add up here: ask for the largest one.
+    gap.mean() <= 1e-5; gap.median() <= 1e-5  # One wrong entry hides among many: ask for the largest.
     (a - b).sum().abs() <= 1e-5; (a - b).mean() <= 1e-5  # Differences above and below zero cancel: take abs() of each.
     torch.allclose(a, b); torch.allclose(a, b, atol=1e-5)  # The bound grows with the numbers: set rtol=0 and atol=1e-5.
-    gap(a, b)[0].max() <= 1e-5; gap(a, b)[-1, -1] <= 1e-5  # Only some entries are compared: every entry counts.
-    gap(a, b).max() <= 1e-6; gap(a, b).max() <= 1e-7  # The bound is too narrow: a difference of 0.000009 must pass.
-    gap(a, b).max() <= 1e-4; gap(a, b).max() <= 1e-3  # The bound is too wide: a difference of 0.00004 must fail.
-    gap(a, b).max() > 1e-5  # True and False are swapped.
-    gap(a, b).max(); gap(a, b)  # These are differences: compare the largest one with the bound.
+    gap[0].max() <= 1e-5; gap[-1, -1] <= 1e-5  # Only some entries are compared: every entry counts.
+    gap.max() <= 1e-6; gap.max() <= 1e-7  # The bound is too narrow: a difference of 0.000009 must pass.
+    gap.max() <= 1e-4; gap.max() <= 1e-3  # The bound is too wide: a difference of 0.00004 must fail.
+    gap.max() > 1e-5  # True and False are swapped.
+    gap.max(); gap  # These are differences: compare the largest one with the bound.
     True; a.shape == b.shape  # This always says True: it cannot fail, so it tests nothing.
     False; a is b  # This always says False: tensors that differ by rounding only must pass.
     torch.equal(a.round(decimals=5), b.round(decimals=5))  # Close numbers can round apart: take the largest difference.
     """,
     "Right: rounding passes, and one wrong entry fails.",
-    describe=lambda a, b: f"two tensors whose largest difference is {float(gap(a, b).max()):.3g}",
+    describe=lambda a, b: f"two tensors whose largest difference is {float((a - b).abs().max()):.3g}",
 )
 
 check_scores_shape = Exercise(
@@ -110,13 +98,9 @@ check_scores_shape = Exercise(
     tuple(query.shape)  # This is the shape of the query: the scores have no head_dim, but a column for each key.
     tuple(key.shape)  # This is the shape of the key: the scores have a row for each query and a column for each key.
     (*query.shape, key.shape[2]); (*query.shape[:3], key.shape[2], query.shape[3])  # head_dim is summed away: drop it.
-    (*query.shape[:3], query.shape[2])  # The number of queries appears twice: the last axis counts the keys.
     (*key.shape[:3], key.shape[2])  # The number of keys appears twice: the axis before the last counts the queries.
     (query.shape[1], query.shape[0], query.shape[2], key.shape[2])  # Batch and heads are swapped: batch comes first.
-    (query.shape[0], query.shape[2], query.shape[1], key.shape[2])  # Heads and queries are swapped: heads come first.
-    (query.shape[2], key.shape[2])  # Each head of each sentence has its own scores: keep the first two axes.
-    (query.shape[1], query.shape[2], key.shape[2])  # The batch is missing: each batch entry has its own scores.
-    (query.shape[0], query.shape[2], key.shape[2])  # The heads are missing: each head has its own scores.
+    (query.shape[2], key.shape[2]); (*query.shape[1:3], key.shape[2])  # Each head of each sentence has its own scores.
     (*query.shape[:3], key.shape[2] + 1); (*query.shape[:3], key.shape[2] - 1)  # There is one column for each key.
     torch.zeros(*query.shape[:3], key.shape[2])  # This is a tensor of that shape: return the shape itself.
     """,
