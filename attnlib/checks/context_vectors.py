@@ -71,8 +71,8 @@ check_softmax = Exercise(
     softmax,
     [(scores,) for scores in SOFTMAXES],
     """
-    e = scores.exp(); each = less(scores)
-    share(e); share(e).nan_to_num(); share(scores.double().exp())  # exp overflows: subtract each row's largest score.
+    e = scores.exp(); wide = scores.double().exp(); each = less(scores)
+    share(e); share(e).nan_to_num(); share(wide)  # exp overflows: subtract each row's largest score first.
     share((scores - scores.amax(-1)).exp())  # Column j loses the largest score of row j: add keepdim=True to amax.
     share(less(scores, 1), 1)  # dim=1 is the last axis of a matrix only: use dim=-1.
     share((scores - scores.max()).exp())  # All rows lose one largest score, so a row far below is 0 / 0: use amax(-1).
