@@ -23,9 +23,7 @@ class Blocks(NamedTuple):
     def pairs(self, query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice, Tensor | None]]:
         """Yield the rows, columns and mask of each block in which some query may see some key."""
         q_tokens, kv_tokens, size = query.shape[-2], key.shape[-2], self.block_size
-        mask = self.mask
-        if mask is not None:
-            mask = mask.broadcast_to((*mask.shape[:-2], q_tokens, kv_tokens))  # a view
+        mask = None if self.mask is None else self.mask.broadcast_to((*self.mask.shape[:-2], q_tokens, kv_tokens))
         for row in range(0, q_tokens, size):
             rows = slice(row, min(row + size, q_tokens))
             for column in range(0, kv_tokens, size):

@@ -17,10 +17,7 @@ def check_tensor(name: str, value: object, axes: str = "", sizes: Mapping[str, i
 
 
 def check_shape(name: str, tensor: Tensor, axes: str, sizes: Mapping[str, int] | None = None) -> None:
-    """ValueError unless `tensor` has the axes named in `axes`, with the sizes that are known.
-
-    `axes` is words separated by spaces, as in einops; a leading `...` stands for any number of axes.
-    """
+    """ValueError unless `tensor` has the axes named, such as "... tokens d_in", with the sizes that are known."""
     sizes = sizes or {}
     words, shape = axes.split(), tuple(tensor.shape)
     named = [word for word in words if word != "..."]
@@ -91,10 +88,7 @@ def check_bool(name: str, value: object) -> None:
 
 
 def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None:
-    """What a layer checks of its input: (batch, tokens, d_in) or (tokens, d_in), and not too many tokens.
-
-    Dtype and device are left to the layer's Linears, which may be quantised, offloaded or adapted.
-    """
+    """What a layer checks of x; dtype and device are for its Linears, which may be quantised, offloaded or adapted."""
     check_tensor("x", x)
     if not 2 <= x.ndim <= 3 or x.shape[-1] != d_in:
         shapes = f"(batch, tokens, d_in={d_in}) or (tokens, d_in={d_in})"

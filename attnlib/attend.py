@@ -62,11 +62,8 @@ def attend(
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 
     >>> eye = torch.eye(2)
-    >>> output, logsumexp = attend(torch.tensor([[0.0, 2**0.5]]), eye, eye)  # scores [0, 1]
-    >>> output                                                               # [1, e] / (1 + e)
-    tensor([[0.2689, 0.7311]])
-    >>> round(logsumexp.item(), 4)                                           # log(1 + e)
-    1.3133
+    >>> attend(torch.tensor([[0.0, 2**0.5]]), eye, eye)  # scores [0, 1], weights [1, e] / (1 + e)
+    Attended(output=tensor([[0.2689, 0.7311]]), logsumexp=tensor([1.3133], dtype=torch.float64))
     """
     check_qkv(query, key, value, mask, is_causal, scale, dropout_p)
     key, value = blank(key, mask), blank(value, mask)

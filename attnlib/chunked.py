@@ -5,7 +5,7 @@ from torch import Tensor
 
 from attnlib._online_softmax import Blocks, OnlineSoftmax
 from attnlib._validate import check_count, check_qkv
-from attnlib.attend import Attended
+from attnlib.attend import Attended, blank
 
 
 def chunked_attend(
@@ -47,8 +47,8 @@ def chunked_attend(
     check_count("block_size", block_size)
     scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     blocks = Blocks(scale, block_size, lead=0 if is_causal else None)
-    output, logsumexp, *_ = _Chunked.apply(query, key, value, mask, blocks)
-    return Attended(output, logsumexp)
+    key, value = blank(key, mask), blank(value, mask)
+    return Attended(*_Chunked.apply(query, key, value, mask, blocks)[:2])
 
 
 class _Chunked(torch.autograd.Function):

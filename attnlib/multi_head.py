@@ -137,14 +137,12 @@ class MultiHeadAttention(nn.Module):
 
         To get the same numbers from the original, call it with ``need_weights=False``, and for a causal copy also with
         ``is_causal=True`` and an ``attn_mask`` that is True above the diagonal (there True means hide). Ours always
-        takes the batch first, and what is frozen in the original is frozen in the copy.
-
-        Args:
-            attention: self-attention; ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` at their defaults.
-            context_length, is_causal: those of the copy; default: no limit, as in the original, and causal.
+        takes the batch first, and what is frozen in the original is frozen in the copy. As in the original, there is
+        no limit to the number of tokens unless you give a ``context_length``.
 
         Raises:
-            TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or uses one of those options.
+            TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or not plain self-attention: its
+                ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` must be at their defaults.
         """
         if not isinstance(attention, nn.MultiheadAttention):
             raise TypeError(f"attention must be an nn.MultiheadAttention; got {type(attention).__name__}")

@@ -171,6 +171,20 @@ def test_every_mask_that_broadcasts(shape):
     assert_close(actual.logsumexp, expected.logsumexp, rtol=0, atol=1e-12)
 
 
+def test_padding_may_hold_anything():
+    """As in attend: a mask that is the same for all queries hides NaN too, forward and backward."""
+    query, key, value = random_qkv((2, 7, 5), (2, 11, 5), (2, 11, 3))
+    real = torch.arange(11) < torch.tensor([[[11]], [[6]]])
+    broken = [tensor.detach().masked_fill(~real.mT, torch.nan).requires_grad_() for tensor in (key, value)]
+    want, got = (chunked_attend(query, *kv, real, block_size=4) for kv in ((key, value), broken))
+    assert_close(got, want)
+    want, got = (
+        torch.autograd.grad(result.output.sum(), inputs)
+        for result, inputs in ((want, (query, key, value)), (got, (query, *broken)))
+    )
+    assert_close(got, want)
+
+
 @pytest.mark.parametrize("leading", [((), (), (2, 3)), ((), (3,), (2, 1)), ((2, 1), (), (3,)), ((2, 3), (), ())])
 def test_every_leading_axis_that_broadcasts(leading):
     """Axes that only value has appear in the output and in the log-sum-exp too."""
