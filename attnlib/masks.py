@@ -5,22 +5,18 @@ from torch import Tensor
 
 from attnlib._validate import check_count
 
+Device = torch.device | str | None
+
 
 def causal_mask(
-    q_tokens: int,
-    kv_tokens: int | None = None,
-    *,
-    align: str = "upper_left",
-    device: torch.device | str | None = None,
+    q_tokens: int, kv_tokens: int | None = None, *, align: str = "upper_left", device: Device = None
 ) -> Tensor:
-    """Let each query see the keys that do not come after it.
+    """Let each query see the keys that do not come after it: (q_tokens, kv_tokens), True = may attend.
 
     Formula: ``mask[i, j] = (j <= i + shift)``. With ``align="upper_left"``, as with ``is_causal=True`` of
     ``F.scaled_dot_product_attention``, the shift is 0: the first query is the first token. With "lower_right", it is
-    ``kv_tokens - q_tokens``: the last query is the last token, as it is when older keys come from a cache.
-
-    Returns:
-        Boolean tensor (q_tokens, kv_tokens), True = may attend; by default there are as many keys as queries.
+    ``kv_tokens - q_tokens``: the last query is the last token, as it is when older keys come from a cache. By default,
+    there are as many keys as queries.
 
     Raises:
         TypeError, ValueError: a number of tokens is not an int, or is negative; or ``align`` is neither of the two.
@@ -44,21 +40,15 @@ def causal_mask(
     return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril(shift)
 
 
-def sliding_window_mask(
-    q_tokens: int, kv_tokens: int, window: int, *, sinks: int = 0, device: torch.device | str | None = None
-) -> Tensor:
-    """Let each query see itself, the few tokens before it, and the first few of the sequence.
+def sliding_window_mask(q_tokens: int, kv_tokens: int, window: int, *, sinks: int = 0, device: Device = None) -> Tensor:
+    """Let each query see itself, the few tokens before it, and the first few: (q_tokens, kv_tokens), True = may attend.
 
     Formula: ``mask[i, j] = (j <= p) and (j > p - window or j < sinks)`` with ``p = i + kv_tokens - q_tokens``. The
-    queries are the last tokens, as with ``causal_mask(..., align="lower_right")``.
+    queries are the last tokens, as with ``causal_mask(..., align="lower_right")``. Combine masks with ``&``.
 
     Args:
-        q_tokens, kv_tokens: number of queries and of keys.
         window: how many tokens a query sees, itself included, as in Mistral.
         sinks: how many of the first tokens every later query sees as well.
-
-    Returns:
-        Boolean tensor (q_tokens, kv_tokens), True = may attend. Combine it with other masks with ``&``.
 
     Raises:
         TypeError, ValueError: a number is not an int, is negative, or the window is 0.
@@ -81,15 +71,12 @@ def sliding_window_mask(
 def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
     """Mark the real tokens of sequences that were padded on the right to a common length.
 
-    Formula: ``mask[b, j] = (j < lengths[b])``. Layers take it as ``key_mask``. As a ``mask`` for ``attention`` it needs
-    axes for heads and queries: ``padding_mask(lengths, n)[:, None, None, :]``.
+    Formula: ``mask[b, j] = (j < lengths[b])``, a boolean (batch, num_tokens). Layers take it as ``key_mask``. As a
+    ``mask`` for ``attention`` it needs axes for heads and queries: ``padding_mask(lengths, n)[:, None, None, :]``.
 
     Args:
-        lengths: integer tensor (batch,), the number of real tokens of each sequence.
+        lengths: integer tensor (batch,), the number of real tokens of each sequence; the mask is on its device.
         num_tokens: the padded length.
-
-    Returns:
-        Boolean tensor (batch, num_tokens), True = real, on the device of ``lengths``.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind or shape, or a length is outside 0 … num_tokens. The
@@ -101,18 +88,16 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
             [ True,  True,  True]])
     """
     check_count("num_tokens", num_tokens, at_least=0)
-    is_tensor = isinstance(lengths, Tensor)
-    if not is_tensor or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        got = lengths.dtype if is_tensor else type(lengths).__name__
-        raise TypeError(f"lengths must be an integer tensor; got {got}")
+    kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths)
+    if not isinstance(kind, torch.dtype) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise TypeError(f"lengths must be an integer tensor; got {getattr(kind, '__name__', kind)}")
     if lengths.ndim != 1:
         raise ValueError(f"lengths must have shape (batch,); got {tuple(lengths.shape)}")
     lengths = lengths.long()  # torch cannot take the minimum of every unsigned dtype
-    if not torch.compiler.is_compiling() and lengths.numel():
-        try:
-            fits = 0 <= int(lengths.min()) <= int(lengths.max()) <= num_tokens
-        except RuntimeError:  # torch's error where there are no values to read
-            fits = True
-        if not fits:
-            raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
+    try:  # there are values to read, or torch raises its own error
+        wrong = not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > num_tokens)).any())
+    except RuntimeError:
+        wrong = False
+    if wrong:
+        raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]  # (batch, num_tokens)

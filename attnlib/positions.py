@@ -20,19 +20,15 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
     exact one at all positions up to a million.
 
     Args:
-        x: (…, tokens, head_dim), head_dim even.
+        x: (…, tokens, head_dim), head_dim even. The result has its shape and dtype.
         positions: numbers that broadcast to (…, tokens): (tokens,) for all rows alike, (batch, 1, tokens) for heads
             (batch, heads, tokens, head_dim) of rows that start at different tokens.
         base: how slowly the slowest pair turns; long-context models use a larger one, such as 500,000.
         layout: which components form a pair. "halves": i and i + head_dim / 2, as in GPT-NeoX and Hugging Face's Llama.
             "pairs": 2i and 2i + 1, as in the paper and Meta's Llama. ``convert_rotary_layout`` converts weights.
 
-    Returns:
-        Like x, in its dtype.
-
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, positions do not broadcast, head_dim is odd, ``base``
-            is not positive, or there is no such layout.
+        TypeError, ValueError: an argument is of the wrong kind or value, or does not fit x.
 
     Source: Su et al. 2021 (RoFormer), section 3.2.2.
 
@@ -82,16 +78,12 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     "halves". Convert W_query and W_key, and their biases; scores are then the same. W_value stays as it is.
 
     Args:
-        weight: (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,).
+        weight: (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,). The result is a permuted copy.
         num_heads: heads in this projection; for W_key of grouped queries, the number of key heads.
         to: "halves" (from pairs) or "pairs" (from halves).
 
-    Returns:
-        A permuted copy.
-
     Raises:
-        TypeError, ValueError: ``weight`` is not a floating-point tensor or cannot be cut into that many heads of even
-            size, or there is no such layout.
+        TypeError, ValueError: an argument is of the wrong kind, or rows are not that many heads of even size.
 
     >>> convert_rotary_layout(torch.arange(8.0), num_heads=2, to="halves")
     tensor([0., 2., 1., 3., 4., 6., 5., 7.])
@@ -101,16 +93,15 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     check_layout("to", to)
     rows = weight.shape[0] if weight.ndim else 0
     if not rows or rows % (2 * num_heads):
-        raise ValueError(
-            f"weight must have num_heads={num_heads} heads of an even number of rows; got shape {tuple(weight.shape)}"
-        )
+        expected, got = f"num_heads={num_heads} heads of an even number of rows", tuple(weight.shape)
+        raise ValueError(f"weight must have {expected}; got shape {got}")
     half = rows // num_heads // 2
     cut = (num_heads, half, 2) if to == "halves" else (num_heads, 2, half)
     return weight.unflatten(0, cut).transpose(1, 2).flatten(0, 2)
 
 
 def check_even(head_dim: int) -> None:
-    """ValueError unless components can be paired."""
+    """Components must come in pairs."""
     if head_dim % 2:
         raise ValueError(f"head_dim must be even, because components turn in pairs; got {head_dim}")
 

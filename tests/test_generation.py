@@ -96,7 +96,7 @@ def test_bytes_of_the_cache():
 
 
 @windows
-@pytest.mark.parametrize("block", [1, 3, 128])
+@pytest.mark.parametrize("block", [2, 128])
 @pytest.mark.parametrize(("num_kv_heads", "rotary"), [(1, True), (2, True), (3, False), (6, True)])
 def test_equals_the_loops_forward_and_backward(num_kv_heads, rotary, options, block, monkeypatch):
     monkeypatch.setattr(generation, "QUERY_BLOCK", block)
@@ -251,7 +251,7 @@ def test_a_window_goes_on_beyond_the_context_length_in_constant_memory():
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_long_prompt_makes_no_mask_of_tokens_by_tokens(padded, cached):
     """At one time, forward or backward, and without padding in sum for the backward pass."""
-    tokens, window = 4_001, 61
+    tokens, window = 2_003, 61
     layer, cache = make(context_length=tokens, window=window, sinks=3).float(), KVCache() if cached else None
     x, real = draw(1, tokens, D_IN).float().requires_grad_(), torch.arange(tokens)[None] >= 1_000 if padded else None
     saved = []
@@ -397,6 +397,8 @@ def test_errors_of_construction():
 
 def test_errors_of_the_cache():
     layer, x, cache = make(window=3, sinks=1), draw(), KVCache(window=3, sinks=1)
+    with pytest.raises(TypeError, match="cache must be a KVCache; got NoneType"):
+        layer.append(x, None)
     for call in (layer, layer.append, layer.attention_weights):
         with pytest.raises(TypeError, match="cache must be a KVCache; got list"):
             call(x, [])
