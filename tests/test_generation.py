@@ -261,7 +261,7 @@ def test_a_long_prompt_makes_no_mask_of_tokens_by_tokens(padded, cached):
         layer(x, cache, None if cached else real)
     assert largest.numbers <= 2 * tokens * 128  # a block's mask for each key head
     if not padded:
-        assert largest.numbers == tokens * D_OUT
+        assert largest.numbers <= 2 * 128 * (window + 128 + 3)
         assert sum(tensor.numel() for tensor in saved) < 8 * tokens * D_OUT + 2 * tokens * (window + 128 + 3)
     output = layer(x, cache, None if cached else real)
     with LargestTensor() as largest:
