@@ -4,9 +4,8 @@
 """
 
 import ast
-import copy
 import inspect
-import json
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ NAMES = {
 
 
 def mutants(function: Callable) -> Iterator[tuple[str, Callable]]:
-    """(source, function) of each mutant that compiles, without repetitions."""
+    """(the line that differs, function) of each mutant that compiles, without repetitions."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     definition = tree.body[0]
     definition.returns = None
@@ -42,108 +41,94 @@ def mutants(function: Callable) -> Iterator[tuple[str, Callable]]:
     if ast.get_docstring(definition):
         definition.body = definition.body[1:]
     parameters = [argument.arg for argument in definition.args.args]
-    seen = {ast.unparse(tree)}
-    for index, node in enumerate(ast.walk(tree)):
-        for change in changes(node, parameters):
-            other = copy.deepcopy(tree)
-            changed = change(next(n for i, n in enumerate(ast.walk(other)) if i == index))
-            if changed is not None:  # an expression that takes the node's place
-                other = _Replace(index, changed).visit(other)
-            source = ast.unparse(ast.fix_missing_locations(other))
-            if source not in seen:
-                seen.add(source)
-                names = dict(IN_EVERY_TABLE | function.__globals__)
-                exec(source, names)
-                yield source, names[function.__name__]
+    right = ast.unparse(tree)
+    seen = {right}
+    for node in ast.walk(tree):
+        for field, value in ast.iter_fields(node):
+            places = [(value, i) for i in range(len(value))] if isinstance(value, list) else [(vars(node), field)]
+            for holder, place in places:
+                original = holder[place]
+                for changed in changes(original, parameters):
+                    holder[place] = changed
+                    source = ast.unparse(ast.fix_missing_locations(tree))
+                    if source not in seen:
+                        seen.add(source)
+                        names = dict(IN_EVERY_TABLE | function.__globals__)
+                        exec(source, names)
+                        line = next(line for line in source.splitlines() if line not in right.splitlines())
+                        yield line.strip(), names[function.__name__]
+                holder[place] = original
 
 
-def changes(node: ast.AST, parameters: list[str]) -> Iterator[Callable[[ast.AST], ast.AST | None]]:
-    """What can go wrong at a node: functions that change a copy of it in place, or return what replaces it."""
+def changes(node: ast.AST, parameters: list[str]) -> Iterator[ast.AST]:
+    """What a slip makes of a node."""
+
+    def but(**fields: object) -> ast.AST:
+        return type(node)(**dict(ast.iter_fields(node)) | fields)
+
+    def without(items: list, i: int) -> list:
+        return items[:i] + items[i + 1 :]
+
     if isinstance(node, ast.BinOp):
-        for operator in OPERATORS.get(type(node.op), []):
-            yield lambda n, operator=operator: setattr(n, "op", operator())
-        yield lambda n: n.left
+        yield from (but(op=operator()) for operator in OPERATORS.get(type(node.op), []))
+        yield node.left
         if not isinstance(node.op, (ast.Add, ast.Mult, ast.BitAnd, ast.BitOr)):
-            yield lambda n: ast.BinOp(n.right, n.op, n.left)
+            yield but(left=node.right, right=node.left)
     elif isinstance(node, ast.Compare):
-        for operator in OPERATORS.get(type(node.ops[0]), []):
-            yield lambda n, operator=operator: setattr(n, "ops", [operator()])
+        yield from (but(ops=[operator()]) for operator in OPERATORS.get(type(node.ops[0]), []))
     elif isinstance(node, ast.UnaryOp):
-        yield lambda n: n.operand
+        yield node.operand
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield lambda n: setattr(n, "value", not n.value)
+        yield but(value=not node.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-        yield lambda n: setattr(n, "value", n.value + 1)
-        yield lambda n: setattr(n, "value", n.value - 1)
+        yield from (but(value=node.value + 1), but(value=node.value - 1))
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-        for i in (i for i in range(len(node.value) - 1) if node.value[i : i + 2].isalpha()):
-            yield lambda n, i=i: setattr(n, "value", n.value[:i] + n.value[i + 1] + n.value[i] + n.value[i + 2 :])
+        text = node.value
+        for i in (i for i in range(len(text) - 1) if text[i : i + 2].isalpha()):
+            yield but(value=text[:i] + text[i + 1] + text[i] + text[i + 2 :])
     elif isinstance(node, ast.Attribute):
-        for name in NAMES.get(node.attr, []):
-            yield lambda n, name=name: setattr(n, "attr", name)
+        yield from (but(attr=name) for name in NAMES.get(node.attr, []))
         if node.attr in ("mT", "T"):
-            yield lambda n: n.value
+            yield node.value
     elif isinstance(node, ast.Call):
-        if isinstance(node.func, ast.Attribute):
-            yield lambda n: n.func.value if not isinstance(n.func.value, ast.Name) or n.func.value.id not in (
-                "torch", "F", "math",
-            ) else n.args[0] if n.args else n  # fmt: skip
-        for i in range(len(node.keywords)):
-            yield lambda n, i=i: n.keywords.pop(i) and None
-        for i in range(len(node.args)):
-            yield lambda n, i=i: n.args.pop(i) and None
+        if isinstance(node.func, ast.Attribute):  # drop the call, and keep what it was called on
+            is_module = isinstance(node.func.value, ast.Name) and node.func.value.id in ("torch", "F", "math")
+            yield from node.args[:1] if is_module else [node.func.value]
+        yield from (but(keywords=without(node.keywords, i)) for i in range(len(node.keywords)))
+        yield from (but(args=without(node.args, i)) for i in range(len(node.args)))
         for i in range(len(node.args) - 1):
-            yield lambda n, i=i: n.args.insert(i, n.args.pop(i + 1))
+            yield but(args=[*node.args[:i], node.args[i + 1], node.args[i], *node.args[i + 2 :]])
     elif isinstance(node, ast.Slice):
-        if node.lower:
-            yield lambda n: setattr(n, "lower", None)
-        if node.upper:
-            yield lambda n: setattr(n, "upper", None)
+        yield from (but(**{side: None}) for side in ("lower", "upper"))
     elif isinstance(node, ast.Subscript):
-        yield lambda n: n.value
+        yield node.value
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in parameters:
-        for other in (p for p in parameters if p != node.id):
-            yield lambda n, other=other: setattr(n, "id", other)
-    elif isinstance(node, (ast.FunctionDef, ast.With, ast.For)):
-        for i, statement in enumerate(node.body):
-            if isinstance(statement, (ast.AugAssign, ast.Expr)):
-                yield lambda n, i=i: n.body.__setitem__(i, ast.Pass())
-
-
-class _Replace(ast.NodeTransformer):
-    """Put an expression in the place of the node with this index in the order of ``ast.walk``."""
-
-    def __init__(self, index: int, expression: ast.AST) -> None:
-        self.index, self.expression, self.target = index, expression, None
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if self.target is None:
-            self.target = next(n for i, n in enumerate(ast.walk(node)) if i == self.index)
-        return self.expression if node is self.target else self.generic_visit(node)
+        yield from (but(id=other) for other in parameters if other != node.id)
+    elif isinstance(node, (ast.AugAssign, ast.Expr)):
+        yield ast.Pass()
 
 
 def exercises() -> dict[str, Exercise]:
     return {name: check for name, check in vars(checks).items() if isinstance(check, Exercise)}
 
 
-def notebook_of(check: str) -> str:
-    """The number of the notebook that calls this check."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if any(f"{check}(" in "".join(c["source"]) for c in cells if "exercise" in c["metadata"].get("tags", [])):
-            return path.name[:2]
-    raise LookupError(f"no notebook has an exercise with {check}")
+def notebooks() -> dict[str, str]:
+    """The number of the first notebook that calls a check."""
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
+    return {name: path.name[:2] for path in paths for name in re.findall(r"check_\w+(?=\()", path.read_text("utf-8"))}
 
 
 def kill_table(equivalent: dict[str, dict[str, str]]) -> str:
     """Markdown: for each exercise how many mistakes are named, and how many mechanical mutants are rejected."""
-    rows, total = [], [0, 0]
-    for name, check in sorted(exercises().items(), key=lambda item: (notebook_of(item[0]), item[0])):
-        killed = sum(source not in equivalent.get(name, {}) for source, _ in mutants(check.reference))
-        rows.append(f"| {notebook_of(name)} | `{name}` | {len(check.mistakes)} | {killed} |")
-        total = [total[0] + len(check.mistakes), total[1] + killed]
-    head = "| notebook | check | named mistakes | mutants |\n|---|---|---|---|\n"
-    return head + "\n".join(rows) + f"\n| | **all {len(rows)}** | **{total[0]}** | **{total[1]}** |"
+    number = notebooks()
+    counts = {
+        name: (len(check.mistakes), sum(line not in equivalent.get(name, {}) for line, _ in mutants(check.reference)))
+        for name, check in sorted(exercises().items(), key=lambda item: (number[item[0]], item[0]))
+    }
+    rows = [f"| {number[name]} | `{name}` | {named} | {killed} |" for name, (named, killed) in counts.items()]
+    named, killed = map(sum, zip(*counts.values()))
+    head = ["| notebook | check | named mistakes | mutants |", "|---|---|---|---|"]
+    return "\n".join([*head, *rows, f"| | **all {len(rows)}** | **{named}** | **{killed}** |"])
 
 
 def with_table(text: str, table: str) -> str:
