@@ -97,9 +97,7 @@ class _ChunkedGradient(torch.autograd.Function):
     @staticmethod
     def vmap(info, in_dims, *inputs):
         *tensors, blocks = inputs
-        gradients = _ChunkedGradient.apply(*_batch_first(tensors, in_dims, info.batch_size), blocks)
-        shapes = (t.shape if dim is None else t.movedim(dim, 0).shape[1:] for t, dim in zip(tensors, in_dims))
-        return tuple(grad.reshape(info.batch_size, *shape) for grad, shape in zip(gradients, shapes)), (0,) * 3
+        return _ChunkedGradient.apply(*_batch_first(tensors, in_dims, info.batch_size), blocks), (0,) * 3
 
 
 def _batch_first(tensors: list[Tensor | None], dims: tuple[int | None, ...], size: int) -> list[Tensor | None]:

@@ -62,6 +62,16 @@ def test_the_fused_kernel_gets_every_shape_and_mask_right(case, kind, is_causal,
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("front", [(2, HEADS), (HEADS,), (2, 1), ()])
+def test_a_mask_may_lack_leading_axes(front, is_causal):
+    inputs = inputs_of("five axes")
+    for rows in (1, Q):
+        mask = torch.rand(*front, rows, K, generator=torch.Generator().manual_seed(1)) > 0.4
+        want = attend(*inputs, mask, is_causal=is_causal).output
+        assert_close(attention(*inputs, mask, is_causal=is_causal), want)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("case", SHAPES)
 def test_attention_stores_neither_weights_nor_masks_of_that_size(case, kind, is_causal):
