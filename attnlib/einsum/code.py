@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import torch
 
-from attnlib.einsum.bind import Contraction, own_name
+from attnlib.einsum.equation import Contraction, own_name
 from attnlib.einsum.path import PathStep
 
 

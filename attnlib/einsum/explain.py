@@ -1,15 +1,18 @@
-"""Entry point: decides whether an equation is written in letters or in words, and explains it."""
+"""Entry point: reads an equation and its operands, and explains what they mean together."""
 
-import re
+import functools
+import string
+from typing import Any
 
-from attnlib.einsum.bind import Contraction, Shape, bind
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnlib.einsum.axes import axis_of, pitfalls
 from attnlib.einsum.code import loops_source, torch_source
+from attnlib.einsum.equation import DOTS, read
 from attnlib.einsum.explanation import EinsumExplanation
-from attnlib.einsum.operands import read_operands
-from attnlib.einsum.parse import DOTS, Equation, check_characters, parse
 from attnlib.einsum.path import path_steps
-from attnlib.einsum.pitfalls import pitfalls
-from attnlib.einsum.roles import axes_of
 
 MAX_OPERANDS = 26  # one letter each
 
@@ -57,8 +60,8 @@ def explain_einsum(equation: str, *operands: object) -> EinsumExplanation:
         raise TypeError(f"equation must be a str and come first; got {type(equation).__name__}")
     if not 1 <= len(operands) <= MAX_OPERANDS:
         raise ValueError(f"operands must be 1 to {MAX_OPERANDS} tensors or shapes; got {len(operands)}")
-    tensors, dtype = read_operands(operands)
-    parsed, contraction = _read(equation.replace("…", DOTS), tuple(tuple(tensor.shape) for tensor in tensors))
+    tensors, dtype = _read_operands(operands)
+    parsed, contraction = read(equation.replace("…", DOTS), tuple(tuple(tensor.shape) for tensor in tensors))
     warnings = list(pitfalls(parsed, contraction))
     named = zip(contraction.tensors, tensors)
     converted = "".join(f"{name} = {name}.to({dtype})\n" for name, tensor in named if tensor.dtype != dtype)
@@ -70,7 +73,7 @@ def explain_einsum(equation: str, *operands: object) -> EinsumExplanation:
         **vars(contraction),
         equation=equation,
         spelling=parsed.spelling,
-        axes=axes_of(contraction),
+        axes=tuple(axis_of(name, contraction) for name in (*contraction.free, *contraction.summed)),
         warnings=tuple(warnings),
         dtype=dtype,
         loops=converted + loops_source(contraction),
@@ -80,26 +83,39 @@ def explain_einsum(equation: str, *operands: object) -> EinsumExplanation:
     )
 
 
-def _read(text: str, shapes: tuple[Shape, ...]) -> tuple[Equation, Contraction]:
-    """Read the text as letters or as words, whichever fits the shapes."""
-    check_characters(text)
-    errors = []
-    for spelling in _spellings(text, shapes):
-        try:
-            parsed = parse(text, spelling)
-            return parsed, bind(parsed, shapes)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
+def _read_operands(operands: tuple[Any, ...]) -> tuple[list[Tensor], torch.dtype]:
+    """The operands as tensors, and the dtype that torch promotes them to (int64 for bools).
+
+    A plain shape becomes a tensor on the meta device, which has no numbers, in the dtype of the others.
+    """
+    tensors = [_read(f"operand {letter}", operand) for letter, operand in zip(string.ascii_uppercase, operands)]
+    dtypes = [one.dtype for one, operand in zip(tensors, operands) if not _is_shape(operand)]
+    try:
+        dtype = functools.reduce(torch.promote_types, dtypes or [torch.get_default_dtype()])
+        dtype = torch.int64 if dtype == torch.bool else dtype
+        number = torch.ones(1, 1, dtype=dtype, device="cpu")
+        (number * number) @ number
+    except RuntimeError as error:
+        raise TypeError(f"operands must have dtypes that torch can promote and multiply: {error}") from None
+    return [one.to(dtype) if _is_shape(operand) else one for one, operand in zip(tensors, operands)], dtype
 
 
-def _spellings(text: str, shapes: tuple[Shape, ...]) -> list[str]:
-    """The spellings to try, the likeliest first: if neither fits, its error is the one to show."""
-    if not re.fullmatch("[a-zA-Z .,>-]*", text):
-        return ["words"]
-    terms = [term.replace(DOTS, " ").split() for term in text.partition("->")[0].split(",")]
-    for names, shape in zip(terms, shapes):
-        longest = max(map(len, names), default=0)
-        if longest > 1 and (len(names) > 1 or (longest > 4 and len(shape) == 1)):
-            return ["words", "letters"]
-    return ["letters", "words"]
+def _is_shape(operand: object) -> bool:
+    return isinstance(operand, (list, tuple)) and all(type(size) is int for size in operand)
+
+
+def _read(name: str, operand: Any) -> Tensor:
+    problem = ""
+    try:
+        if _is_shape(operand):
+            return torch.empty(tuple(operand), device="meta")
+        if isinstance(operand, Tensor):
+            return operand.detach().to_dense()
+        if hasattr(operand, "__array__"):
+            return torch.tensor(np.array(operand, order="C"), device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        if _is_shape(operand):
+            raise ValueError(f"{name} must be a shape that a tensor can have; got {tuple(operand)}") from None
+        problem = f": {error}"
+    kind = type(operand).__name__
+    raise TypeError(f"{name} must be a tensor, an array of numbers or a shape such as (2, 3); got {kind}{problem}")

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from attnlib._validate import check_count
-from attnlib.einsum.bind import Contraction, own_name
+from attnlib.einsum.axes import Axis
 from attnlib.einsum.code import entry
-from attnlib.einsum.operands import draw
+from attnlib.einsum.equation import Contraction, own_name
 from attnlib.einsum.path import EXACT, PathStep, largest_intermediate
-from attnlib.einsum.roles import Axis
 
 MAX_STEPS = 300_000  # more loops than this take Python more than a few seconds
 
@@ -88,7 +87,13 @@ class EinsumExplanation(Contraction):
 
     def operands(self) -> list[Tensor]:
         """The operands as tensors on the CPU, in their common dtype."""
-        return [tensor.to(self.dtype) for tensor in draw(self._given)]
+        return [tensor.to(self.dtype) for tensor in self._drawn()]
+
+    def _drawn(self) -> list[Tensor]:
+        """The operands on the CPU. What has no numbers gets random ones, the same each time."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
+        return [torch.randn(x.shape, **options).to(x.dtype) if x.is_meta else x.to("cpu") for x in self._given]
 
     def run_loops(self) -> Tensor:
         """Run the loops on the operands.
@@ -97,7 +102,7 @@ class EinsumExplanation(Contraction):
             ValueError: the loops would take too long in Python.
         """
         self._check_small()
-        return self._run(self.loops, draw(self._given))
+        return self._run(self.loops, self._drawn())
 
     def verify(self) -> bool:
         """Whether the loops and the equivalent code run on the operands and agree with einsum.
@@ -113,7 +118,7 @@ class EinsumExplanation(Contraction):
         operands = [tensor.to(wide) for tensor in self.operands()]
         expected = torch.einsum(self.letters, *operands)
         for source in (self.loops, self.torch_code):
-            result = self._run(source, draw(self._given))
+            result = self._run(source, self._drawn())
             if result.dtype != self.dtype or result.shape != expected.shape:
                 return False
             if exact and not torch.equal(result, expected.to(self.dtype)):
@@ -214,20 +219,14 @@ class EinsumExplanation(Contraction):
         if len(self.shapes) > 2:
             order = "the cheapest order" if len(self.shapes) <= EXACT else "a good order"
             lines.append(f"joined two by two, in {order}: {self.path_multiplications:,}")
-            lines += [
-                f"{step.left} with {step.right} → ({', '.join(step.sizes)}): "
-                f"{step.multiplications:,} multiplications, {step.elements:,} numbers"
-                for step in self.path
-            ]
+            lines += map(str, self.path)
             lines.append(f"memory of the largest intermediate: {self._memory(largest_intermediate(self.path))}")
         return [*lines, f"memory of the output: {self._memory(math.prod(self.output_shape))}"]
 
     def _memory(self, elements: int) -> str:
         size = elements * self.dtype.itemsize
-        for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-            if size >= factor:
-                return f"{size / factor:,.1f} {unit}"
-        return f"{size} bytes"
+        units = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
+        return next((f"{size / factor:,.1f} {unit}" for unit, factor in units if size >= factor), f"{size} bytes")
 
 
 def _row(axis: Axis) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from attnlib.einsum.bind import Contraction
+from attnlib.einsum.equation import Contraction
 
 EXACT = 4  # up to this many operands, all orders are compared: 18 for four, but 180 for five
 Order = tuple[tuple[int, ...], ...]  # which two tensors of a list to join; the result goes to the end of the list
@@ -24,20 +24,22 @@ class PathStep(NamedTuple):
         """How many numbers the result holds."""
         return math.prod(self.sizes.values())
 
+    def __str__(self) -> str:
+        cost = f"{self.multiplications:,} multiplications, {self.elements:,} numbers"
+        return f"{self.left} with {self.right} → ({', '.join(self.sizes)}): {cost}"
+
 
 def path_steps(contraction: Contraction) -> tuple[PathStep, ...]:
     """The steps of the cheapest order for up to four operands, and of a good one (opt_einsum's) for more.
 
     Of two orders that need equally many multiplications, the one with the smaller intermediate results is chosen.
     """
-    count = len(contraction.inputs)
-    orders: Iterable[Order] = _orders(count)
-    if count > EXACT:
+    if len(contraction.inputs) > EXACT:
         import opt_einsum
 
-        orders = [opt_einsum.contract_path(contraction.letters, *contraction.shapes, shapes=True)[0]]
+        return _steps(contraction, opt_einsum.contract_path(contraction.letters, *contraction.shapes, shapes=True)[0])
     return min(
-        (_steps(contraction, order) for order in orders),
+        (_steps(contraction, order) for order in _orders(len(contraction.inputs))),
         key=lambda steps: (sum(step.multiplications for step in steps), largest_intermediate(steps)),
     )
 
