@@ -109,7 +109,7 @@ class GroupedQueryAttention(nn.Module):
         angles = self._next_angles(rows, positions, cache) if self.rotary else None
         key = self._split(self.W_key(rows), self.num_kv_heads, angles)
         value = self._split(self.W_value(rows), self.num_kv_heads)
-        if cache._sizes != (rows.shape[0], self.num_kv_heads, self.head_dim, self.head_dim):
+        if cache._sizes[1:] != (self.num_kv_heads, self.head_dim, self.head_dim):
             cache._check_fits(key, value)
         return cache._append(key, value, positions, angles)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_counts, check_device, check_shape, check_tensor
+from attnlib._validate import check_counts, check_device, check_tensor
 from attnlib.attend import logsumexp_dtype
 
 LAYOUTS = ("halves", "pairs")
@@ -37,8 +37,7 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
     tensor([[1., 0.],
             [0., 1.]])
     """
-    check_tensor("x", x)
-    check_shape("x", x, "... tokens head_dim")
+    check_tensor("x", x, "... tokens head_dim")
     check_even(x.shape[-1])
     if not isinstance(positions, Tensor) or positions.dtype == torch.bool or positions.is_complex():
         got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
@@ -58,10 +57,10 @@ def cos_sin(positions: Tensor, head_dim: int, base: float, layout: str = "halves
     """What ``turn`` multiplies each component and its partner by, (…, tokens, head_dim), in float64 if possible."""
     steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)  # integers, so exact
     steps = steps.to(logsumexp_dtype(steps))
-    angles = positions.unsqueeze(-1) * base ** (-steps / head_dim)
-    axis = -2 if layout == "halves" else -1
-    cos, sin = (torch.stack(pair, dim=axis).flatten(-2) for pair in ([angles.cos()] * 2, [-angles.sin(), angles.sin()]))
-    return cos, sin
+    speeds = base ** (-steps / head_dim)
+    speeds = torch.stack([-speeds, speeds], dim=-2 if layout == "halves" else -1).flatten(-2)  # of a, and of b
+    angles = positions.unsqueeze(-1) * speeds
+    return angles.cos(), angles.sin()
 
 
 def turn(x: Tensor, angles: tuple[Tensor, Tensor], layout: str = "halves") -> Tensor:

@@ -235,7 +235,7 @@ def test_attention_weights_with_and_without_a_cache(options, padded):
 
 def test_a_window_goes_on_beyond_the_context_length_in_constant_memory():
     layer, cache = make(window=4, sinks=1, context_length=5), KVCache(window=4, sinks=1)
-    x = draw(1, 60, D_IN)
+    x = draw(1, 150, D_IN)
     outputs, sizes = [], []
     for token in x.split(1, dim=1):
         layer.append(token, cache)
@@ -243,7 +243,7 @@ def test_a_window_goes_on_beyond_the_context_length_in_constant_memory():
         sizes.append((cache.nbytes, cache._key.untyped_storage().nbytes()))
     assert len({size for size, _ in sizes}) == 5  # 1, 2, 3, 4, 5 tokens, and no more
     assert {storage for _, storage in sizes[20:]} == {(5 + 16) * 2 * HEAD_DIM * 8}
-    longer = make(window=4, sinks=1, context_length=60)
+    longer = make(window=4, sinks=1, context_length=150)
     assert_close(torch.cat(outputs, dim=1), longer(x), **EXACT)
 
 
@@ -350,6 +350,32 @@ def test_other_dtypes_without_gradients(mode, dtype):
     assert got.dtype == dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}[dtype]
     assert_close(got.double(), want.detach(), atol=tolerance, rtol=0)
+
+
+def test_keys_turn_by_the_angles_of_their_own_layer_and_dtype():
+    """Angles are computed ahead, and must not be those of another base or of float32."""
+    layers, x, cache = {base: make(base=base) for base in (100.0, 500000.0)}, draw(BATCH, 4, D_IN), KVCache()
+    for t, (base, dtype) in enumerate([(100.0, torch.float64), (100.0, torch.float32), (500000.0, torch.float32)]):
+        layers[base].to(dtype).append(x[:, t : t + 1].to(dtype), cache)
+    layer = layers[500000.0].double()
+    layer.append(x[:, 3:], cache)
+    want = rotate(split_heads(layer.W_key(x[:, 2:]), 2), torch.arange(2, 4), base=500000.0)
+    assert_close(cache.key[:, :, 2:3], want[:, :, :1], atol=1e-6, rtol=0)
+    assert_close(cache.key[:, :, 3:], want[:, :, 1:], **EXACT)
+
+
+@windows
+@pytest.mark.parametrize("padded", [False, True])
+def test_dropout_drops_weights_only_while_training(options, padded):
+    layer, plain, x = make(dropout=1.0, **options).train(), make(**options), draw()
+    real = torch.arange(TOKENS) >= 1 if padded else None
+    cache = KVCache()
+    for first, last in ((0, 5), (5, 6), (6, TOKENS)):
+        layer.append(x[0, first:last], cache, None if real is None else real[first:last])
+        got = layer(x[0, first:last], cache)
+        assert_close(got, layer.out_proj.bias.expand_as(got), **EXACT)
+    assert_close(layer(x), layer.out_proj.bias.expand(BATCH, TOKENS, -1), **EXACT)
+    assert_close(layer.eval()(x), plain(x), **EXACT)
 
 
 def test_a_cache_filled_under_autocast():
