@@ -64,6 +64,7 @@ def series_map() -> Figure:
     past = np.zeros((8, 6), dtype=int)
     past[tokens, (tokens * 5 + 2) % 6] = past[tokens, (tokens * 3 + 1) % 6] = 2
     buckets = np.array([0, 1, 0, 2, 1, 0, 2, 1])
+    windowed = (tokens[:, None] - tokens < 3) | (tokens < 1)
     blocks = np.repeat(np.repeat([[1, 2], [2, 1]], 4, axis=0), 4, axis=1)
     lessons = [
         ("Start here", "Is my environment\nright?", []),
@@ -75,16 +76,17 @@ def series_map() -> Figure:
         ("Memory attention", "How does a model\nsee beyond its\nwindow?", [np.hstack([past, causal])]),
         ("LSH attention", "Which keys are\nworth a look?", [causal * (buckets[:, None] == buckets)]),
         ("Merging attention", "Why do the pieces\nadd up exactly?", [blocks]),
+        ("Generating text", "What must be kept\nto write the next\nword?", [causal * windowed]),
     ]
     code = {0: "torch ✓\neinops ✓\nattnlib ✓", 5: "b q h d,\nb k h d\n-> b h q k"}
-    figure, ax = canvas(10.2, 8.0)
-    ax.text(5.1, 7.62, "One idea, carried through nine notebooks", ha="center", fontsize=15, color=INK, weight="bold")
+    figure, ax = canvas(10.2, 10.2)
+    ax.text(5.1, 9.82, "One idea, carried through the series", ha="center", fontsize=15, color=INK, weight="bold")
     idea = "Every attention is the same softmax-weighted average of values;"
     choice = "a variant only chooses which keys a query may see."
-    ax.text(5.1, 7.2, f"{idea} {choice}", ha="center", va="center", fontsize=10, color=INK)
-    ax.text(5.1, 6.95, "And partial averages merge exactly.", ha="center", va="center", fontsize=10, color=INK)
+    ax.text(5.1, 9.4, f"{idea} {choice}", ha="center", va="center", fontsize=10, color=INK)
+    ax.text(5.1, 9.15, "And partial averages merge exactly.", ha="center", va="center", fontsize=10, color=INK)
     for index, (name, question, grids) in enumerate(lessons):
-        x, y = 0.3 + 3.3 * (index % 3), 4.75 - 2.2 * (index // 3)
+        x, y = 0.3 + 3.3 * (index % 3), 6.95 - 2.2 * (index // 3)
         box(ax, x, y, 3.0, 1.9)
         ax.text(x + 0.15, y + 1.65, f"{index:02d}  {name}", fontsize=11, color=INK, weight="bold", va="center")
         for line, text in enumerate(question.split("\n")):
@@ -95,7 +97,7 @@ def series_map() -> Figure:
             matrix(ax, left, y + 1.38, cells, side, (HIDDEN, *MAP))
         if index in code:
             ax.text(x + 2.2, y + 0.75, code[index], fontsize=9, family="monospace", color=INK, ha="center", va="center")
-        if index % 3 < 2:
+        if index % 3 < 2 and index < len(lessons) - 1:
             arrow(ax, (x + 3.0, y + 0.95), (x + 3.3, y + 0.95))
     note = "Small grids: a row for each query, a column for each key; coloured where the query may look."
     ax.text(5.1, 0.14, note, ha="center", va="center", fontsize=8.5, color=INK)

@@ -34,6 +34,11 @@ sort_and_undo: undo = torch.empty_like(order).scatter_(-1, order, places)  # a v
 online_step: new_top = torch.maximum(scores.max(), top)  # a maximum does not depend on the order
 online_step: return [new_top, total * (top - new_top).exp() + (scores - new_top).exp().sum()]  # a list says the same
 overlapping: return torch.softmax(once, dim=-1) @ values  # a vector has only one axis
+cache_step: visible = torch.ones_like(scores, dtype=torch.bool).tril(len(past_value))  # as many values as keys
+cache_step: scores = query @ keys.T / query.shape[1] ** 0.5  # a query has two axes, so 1 is the last
+cache_step: scores = query @ keys.T / key.shape[-1] ** 0.5  # queries and keys share head_dim
+cache_step: scores = query @ keys.T / past_key.shape[-1] ** 0.5  # queries and keys share head_dim
+cache_step: return torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=1) @ values  # scores have two axes
 """
 
 EQUIVALENT: dict[str, dict[str, str]] = {}  # of each check: the line, and the reason

@@ -114,6 +114,29 @@ def one_head(count_once: bool) -> Row:
     )
 
 
+def in_steps(window: int | None, sinks: int) -> Row:
+    """The tokens in two calls, with a cache; two query heads share a key head."""
+
+    def call(cell, query, key, value):
+        cache: list = []
+        calls = zip(*(tensor.tensor_split([query.shape[2] // 2], dim=2) for tensor in (query, key, value)))
+        return torch.cat([cell["attend_with_cache"](*new, cache, window, sinks) for new in calls], dim=2)
+
+    def expected(query, key, value):
+        mask = attnlib.causal_mask(query.shape[2], device=query.device)
+        if window:
+            mask = attnlib.sliding_window_mask(query.shape[2], query.shape[2], window, sinks=sinks)
+        return attnlib.attention(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), mask)
+
+    return Row(
+        "09-0",
+        "attend_with_cache",
+        lambda tokens, head_dim: normal((2, 6, tokens, head_dim), (2, 3, tokens, head_dim), (2, 3, tokens, 5)),
+        expected,
+        call=call,
+    )
+
+
 ROWS = [
     Row("00-0", "largest_difference", lambda n, d: normal((n, d), (n, d)), lambda a, b: (a - b).abs().max().item()),
     Row("01-0", "context_vectors", lambda n, d: normal((2, n, d)), attnlib.context_vectors),
@@ -153,6 +176,8 @@ ROWS = [
         attnlib.attention,
         call=lambda cell, *inputs: cell["attend_in_blocks"](*inputs, 4),
     ),
+    in_steps(window=None, sinks=0),
+    in_steps(window=3, sinks=1),
 ]
 
 IDS = [f"{row.cell}-{row.name}-{index}" for index, row in enumerate(ROWS)]
