@@ -40,42 +40,31 @@ def cache_bytes(config: dict, tokens: int, bytes_per_number: int) -> int:
     return 2 * config["num_hidden_layers"] * kv_heads * head_dim * tokens * bytes_per_number
 
 
-def step(shift: int, past_first: bool, by: Callable, query: Tensor, key: Tensor, value: Tensor, *past: Tensor):
-    """A step with a shifted mask, keys joined in either order, and scores divided ``by`` another number."""
-    keys, values = (torch.cat((old, new)[:: 1 if past_first else -1]) for old, new in zip(past, (key, value)))
-    visible = torch.ones(len(key), len(keys), dtype=torch.bool).tril(len(past[0]) + shift)
-    scores = (query @ keys.T / by(query, value)).masked_fill(~visible, -torch.inf)
-    return torch.softmax(scores, dim=-1).nan_to_num() @ values
+def attended(scores: Tensor, value: Tensor, past_value: Tensor) -> Tensor:
+    return torch.softmax(scores, dim=-1).nan_to_num() @ torch.cat([past_value, value])
 
 
-def root(query: Tensor, value: Tensor) -> float:
-    return query.shape[-1] ** 0.5
-
-
-def upper_left(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
-    return step(-len(past_key), True, root, query, key, value, past_key, past_value)
-
-
-def cache_only(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
-    return torch.softmax(query @ past_key.T / query.shape[-1] ** 0.5, dim=-1) @ past_value
-
-
-def across(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
-    """The softmax over the queries."""
+def scored(query: Tensor, key: Tensor, past_key: Tensor, shift: int = 0, fill: float = -torch.inf) -> Tensor:
+    """Scores of a step whose mask is shifted, or fills what it hides with another number."""
     scores = query @ torch.cat([past_key, key]).T / query.shape[-1] ** 0.5
-    return torch.softmax(scores, dim=0) @ torch.cat([past_value, value])
+    visible = torch.ones_like(scores, dtype=torch.bool).tril(len(past_key) + shift)
+    return scores.masked_fill(~visible, fill)
 
 
-def crossed(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
-    """Keys and values in different orders."""
-    scores = query @ torch.cat([past_key, key]).T / query.shape[-1] ** 0.5
+def shifted(shift: int, query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
+    return attended(scored(query, key, past_key, shift), value, past_value)
+
+
+def scaled(by: Callable[[Tensor, Tensor], float], query: Tensor, key: Tensor, value: Tensor, *past: Tensor) -> Tensor:
+    """A step whose scores are divided by another number."""
+    return cache_step(query * query.shape[-1] ** 0.5 / by(query, value), key, value, *past)
+
+
+def turned_over(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
+    """New keys and values before the old ones."""
+    scores = query @ torch.cat([key, past_key]).T / query.shape[-1] ** 0.5
     visible = torch.ones_like(scores, dtype=torch.bool).tril(len(past_key))
-    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ torch.cat([value, past_value])
-
-
-def zeros_kept(query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor) -> Tensor:
-    scores = (query @ torch.cat([past_key, key]).T / query.shape[-1] ** 0.5).tril(len(past_key))
-    return scores.softmax(-1) @ torch.cat([past_value, value])
+    return attended(scores.masked_fill(~visible, -torch.inf), past_value, value)
 
 
 def turned(x: Tensor, angles: Tensor, sign: float = 1.0, plus: float = -1.0) -> Tensor:
@@ -98,9 +87,9 @@ def in_halves(x: Tensor) -> Tensor:
     return torch.cat([x[..., ::2], x[..., 1::2]], dim=-1)
 
 
-def mask_by(rule: Callable[[Tensor, Tensor, int, int], Tensor], q_tokens: int, kv_tokens: int, *sizes: int) -> Tensor:
-    """A mask made by a rule on the positions of queries and keys, and on window and sinks."""
-    return rule(torch.arange(kv_tokens - q_tokens, kv_tokens)[:, None], torch.arange(kv_tokens), *sizes)
+def later(q_tokens: int, kv_tokens: int) -> Tensor:
+    """The keys after each query."""
+    return ~window_mask(q_tokens, kv_tokens, kv_tokens, 0)
 
 
 def head_dim(config: dict) -> int:
@@ -149,23 +138,33 @@ check_cache_step = Exercise(
         for i, (new, held, d, v) in enumerate(STEPS)
     ],
     {
-        "Queries see the first keys only: they are the last tokens, so shift the mask, tril(held).": upper_left,
-        "New tokens see the new tokens after them: hide what comes later, tril(held).": partial(step, 999, True, root),
-        "New tokens do not see themselves: join their keys and values to the cache's.": cache_only,
-        "A token does not see itself: the mask's diagonal is at held.": partial(step, -1, True, root),
-        "A token sees the one after it: the mask's diagonal is at held.": partial(step, 1, True, root),
-        "The cache is not used: join its keys and values with the new ones.": lambda q, k, v, *past: step(
-            0, True, root, q, k, v, past[0][:0], past[1][:0]
+        "Queries see the first keys only: they are the last tokens, so shift the mask, tril(held).": (
+            lambda q, k, v, *past: shifted(-len(past[0]), q, k, v, *past)
         ),
-        "The scores are not divided by the root of head_dim.": partial(step, 0, True, lambda q, v: 1.0),
-        "The scores are divided by head_dim: take its root.": partial(step, 0, True, lambda q, v: q.shape[-1]),
-        "The scores are multiplied by the root: divide by it.": partial(step, 0, True, lambda q, v: 1 / root(q, v)),
-        "The root is of value_dim: a score adds head_dim products.": partial(step, 0, True, lambda q, v: root(v, v)),
-        "The root is of the number of tokens: take head_dim.": partial(step, 0, True, lambda q, v: len(q) ** 0.5),
-        "The new keys come before the old ones: the cache comes first.": partial(step, 0, False, root),
-        "Keys and values are joined in different orders: the cache comes first in both.": crossed,
-        "The softmax runs over the queries: each row must sum to one, dim=-1.": across,
-        "Hidden scores are 0 and keep a weight: fill them with −∞ before the softmax.": zeros_kept,
+        "New tokens see the new tokens after them: hide what comes later, tril(held).": partial(shifted, 999),
+        "New tokens do not see themselves: join their keys and values to the cache's.": (
+            lambda q, k, v, *past: torch.softmax(q @ past[0].T / q.shape[-1] ** 0.5, dim=-1) @ past[1]
+        ),
+        "A token does not see itself: the mask's diagonal is at held.": partial(shifted, -1),
+        "A token sees the one after it: the mask's diagonal is at held.": partial(shifted, 1),
+        "The cache is not used: join its keys and values with the new ones.": (
+            lambda q, k, v, *past: cache_step(q, k, v, k[:0], v[:0])
+        ),
+        "The scores are not divided by the root of head_dim.": partial(scaled, lambda q, v: 1.0),
+        "The scores are divided by head_dim: take its root.": partial(scaled, lambda q, v: q.shape[-1]),
+        "The scores are multiplied by the root: divide by it.": partial(scaled, lambda q, v: q.shape[-1] ** -0.5),
+        "The root is of value_dim: a score adds head_dim products.": partial(scaled, lambda q, v: v.shape[-1] ** 0.5),
+        "The root is of the number of tokens: take head_dim.": partial(scaled, lambda q, v: len(q) ** 0.5),
+        "The new keys come before the old ones: the cache comes first.": turned_over,
+        "Keys and values are joined in different orders: the cache comes first in both.": (
+            lambda q, k, v, *past: attended(scored(q, k, past[0]), past[1], v)
+        ),
+        "The softmax runs over the queries: each row must sum to one, dim=-1.": (
+            lambda q, k, v, *past: torch.softmax(scored(q, k, past[0], 999), dim=0) @ torch.cat([past[1], v])
+        ),
+        "Hidden scores are 0 and keep a weight: fill them with −∞ before the softmax.": (
+            lambda q, k, v, *past: attended(scored(q, k, past[0], fill=0.0), v, past[1])
+        ),
         "This is the last token only: return a row for each new token.": lambda *all: cache_step(*all)[-1:],
         "The new keys are in the result: return the outputs alone.": lambda *all: torch.cat([cache_step(*all), all[2]]),
     },
@@ -237,40 +236,34 @@ check_window_mask = Exercise(
     window_mask,
     WINDOWS,
     {
-        "The sinks are missing: the first keys stay visible.": partial(
-            mask_by, lambda q, k, window, sinks: (k <= q) & (k > q - window)
+        "The sinks are missing: the first keys stay visible.": lambda q, k, w, s: window_mask(q, k, w, 0),
+        "Later keys are visible: a query sees no key after itself.": lambda q, k, w, s: (
+            window_mask(q, k, w, s) | later(q, k)
         ),
-        "Later keys are visible: a query sees no key after itself.": partial(
-            mask_by, lambda q, k, window, sinks: (k > q - window) | (k < sinks)
+        "A sink is seen before its time: key <= query holds for sinks as well.": (
+            lambda q, k, w, s: window_mask(q, k, w, s) | (torch.arange(k) < s)
         ),
-        "A sink is seen before its time: the rule key <= query holds for sinks as well.": partial(
-            mask_by, lambda q, k, window, sinks: ((k <= q) & (k > q - window)) | (k < sinks)
+        "The window is one too wide: it counts the token itself.": lambda q, k, w, s: window_mask(q, k, w + 1, s),
+        "The window is one too narrow: it is the token itself and window − 1 before it.": (
+            lambda q, k, w, s: window_mask(q, k, w - 1, s)
         ),
-        "The window is one too wide: it counts the token itself.": partial(
-            mask_by, lambda q, k, window, sinks: (k <= q) & ((k >= q - window) | (k < sinks))
+        "A token does not see itself: key <= query.": lambda q, k, w, s: (
+            window_mask(q, k, w, s) & ~window_mask(q, k, 1, 0)
         ),
-        "The window is one too narrow: it counts the token itself, and window − 1 before it.": partial(
-            mask_by, lambda q, k, window, sinks: (k <= q) & ((k > q - window + 1) | (k < sinks))
+        "There is one sink too many: they are keys 0 to sinks − 1.": lambda q, k, w, s: window_mask(q, k, w, s + 1),
+        "A key is visible in the window or as a sink: use |, not &.": (
+            lambda q, k, w, s: window_mask(q, k, w, 0) & (torch.arange(k) < s)
         ),
-        "A token does not see itself: key <= query.": partial(
-            mask_by, lambda q, k, window, sinks: (k < q) & ((k > q - window) | (k < sinks))
+        "The window is not used: this is a causal mask.": lambda q, k, w, s: ~later(q, k),
+        "Window and sinks are swapped.": lambda q, k, w, s: window_mask(q, k, s, w),
+        "The window reaches into the future: it holds the last keys, not the next ones.": (
+            lambda q, k, w, s: window_mask(k, k, w, 0).T[k - q :] | (later(q, k) & (torch.arange(k) < s))
         ),
-        "There is one sink too many: they are keys 0 to sinks − 1.": partial(
-            mask_by, lambda q, k, window, sinks: (k <= q) & ((k > q - window) | (k <= sinks))
+        "The queries are taken for the first tokens: they are the last ones.": (
+            lambda q, k, w, s: window_mask(k, k, w, s)[:q]
         ),
-        "A key is visible in the window or as a sink: use |, not &.": partial(
-            mask_by, lambda q, k, window, sinks: (k <= q) & (k > q - window) & (k < sinks)
-        ),
-        "The window is not used: this is a causal mask.": partial(mask_by, lambda q, k, window, sinks: k <= q),
-        "Window and sinks are swapped.": lambda q, k, window, sinks: window_mask(q, k, sinks, window),
-        "The window reaches into the future: it holds the last keys, not the next ones.": partial(
-            mask_by, lambda q, k, window, sinks: (k >= q) & ((k < q + window) | (k < sinks))
-        ),
-        "The queries are taken for the first tokens: they are the last ones.": lambda q, k, window, sinks: window_mask(
-            k, k, window, sinks
-        )[:q],
-        "All queries have the window of the last one: each has its own.": lambda q, k, window, sinks: (
-            window_mask(1, k, window, sinks) & window_mask(q, k, k, 0)
+        "All queries have the window of the last one: each has its own.": (
+            lambda q, k, w, s: window_mask(1, k, w, s) & ~later(q, k)
         ),
         "True and False are swapped: True means that the key may be seen.": lambda *sizes: ~window_mask(*sizes),
         "Rows and columns are swapped: a row is a query.": lambda *sizes: window_mask(*sizes).T,
