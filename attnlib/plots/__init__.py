@@ -17,27 +17,8 @@ from attnlib.plots.memory import plot_memory_reads
 from attnlib.plots.model import plot_head_numbers, plot_model
 
 __all__ = [
-    "picture",
-    "plot_arrows",
-    "plot_attention",
-    "plot_context",
-    "plot_curves",
-    "plot_einsum",
-    "plot_hash_circle",
-    "plot_hash_round",
-    "plot_head_numbers",
-    "plot_head_split",
-    "plot_heads",
-    "plot_lookup",
-    "plot_masks",
-    "plot_memory_reads",
-    "plot_model",
-    "plot_parts",
-    "plot_ring",
-    "plot_scaling",
-    "plot_softmax",
-    "plot_sorted",
-    "plot_staircase",
-    "show_image",
-    "to_svg",
-]
+    "picture", "plot_arrows", "plot_attention", "plot_context", "plot_curves", "plot_einsum", "plot_hash_circle",
+    "plot_hash_round", "plot_head_numbers", "plot_head_split", "plot_heads", "plot_lookup", "plot_masks",
+    "plot_memory_reads", "plot_model", "plot_parts", "plot_ring", "plot_scaling", "plot_softmax", "plot_sorted",
+    "plot_staircase", "show_image", "to_svg",
+]  # fmt: skip

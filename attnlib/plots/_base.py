@@ -76,12 +76,12 @@ def as_array(values: Tensor | np.ndarray | Sequence) -> np.ndarray:
     return values.detach().double().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
 
 
-def as_rows(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
-    """Several rows of the same length."""
-    rows = [as_array(row) for row in values]
-    if rows[0].ndim != 1 or any(row.shape != rows[0].shape for row in rows):
-        raise ValueError(f"{names} must have shape {shape}; got {' and '.join(str(row.shape) for row in rows)}")
-    return rows
+def as_arrays(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
+    """Numbers of the same shape, with as many axes as the shape in words."""
+    arrays, axes = [as_array(value) for value in values], len(shape.partition(" =")[0].strip("(),").split(","))
+    if arrays[0].ndim != axes or any(array.shape != arrays[0].shape for array in arrays):
+        raise ValueError(f"{names} must have shape {shape}; got {' and '.join(str(array.shape) for array in arrays)}")
+    return arrays
 
 
 def palette(count: int) -> np.ndarray:

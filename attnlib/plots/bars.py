@@ -7,7 +7,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from attnlib.plots._base import as_rows, hide_box, page, palette
+from attnlib.plots._base import as_arrays, hide_box, page, palette
 
 DARK, MIDDLE, LIGHT = palette(4)[:3]
 
@@ -17,17 +17,17 @@ def draw_bars(ax: Axes, values: np.ndarray, colours, words: Sequence[str] | None
 
     With words, the bars lie on their sides, one below the other, each beside its word.
     """
-    places = np.arange(len(values)) + shift
-    bars = ax.barh(places, values, color=colours) if words is not None else ax.bar(places, values, color=colours, **bar)
+    places = np.arange(len(values))
+    draw, line = (ax.bar, ax.axhline) if words is None else (ax.barh, ax.axvline)
+    bars = draw(places + shift, values, color=colours, **bar)
     ax.bar_label(bars, [f"{value:.2f}" for value in values], padding=2, fontsize=8)
     hide_box(ax)
     if words is None:
-        ax.set_xticks(np.arange(len(values)))
-        ax.axhline(0.0, color="black", linewidth=0.8)
+        ax.set_xticks(places)
     else:
         ax.set_yticks(places, words)
-        ax.axvline(0.0, color="black", linewidth=0.8)
         ax.set_ylim(len(values) - 0.5, -0.5)  # the first word on top
+    line(0.0, color="black", linewidth=0.8)
 
 
 @style.context("default")
@@ -44,13 +44,12 @@ def plot_context(
         labels: a word for each key.
         title: a line above the picture.
 
-    Returns:
-        Three axes: scores, weights, and the two vectors.
+    Returns three axes: scores, weights, and the two vectors.
     """
-    score_row, weight_row = as_rows("scores and weights", f"(tokens,) = ({len(labels)},)", scores, weights)
+    score_row, weight_row = as_arrays("scores and weights", f"(tokens,) = ({len(labels)},)", scores, weights)
     if len(score_row) != len(labels):
         raise ValueError(f"labels must hold a word for each key, {len(score_row)} of them; got {len(labels)}")
-    both = as_rows("query and context", "(d_in,)", query, context)
+    both = as_arrays("query and context", "(d_in,)", query, context)
     axes = page(9.0, 3.0, 3)
     draw_bars(axes[0], score_row, DARK, labels)
     low, high = min(0.0, float(score_row.min())), max(2.0, float(score_row.max()))
@@ -77,10 +76,9 @@ def plot_softmax(scores: Tensor, weights: Tensor, *, title: str | None = None) -
         weights: (kv_tokens,).
         title: a line above the picture.
 
-    Returns:
-        Two axes: scores, weights.
+    Returns two axes: scores, weights.
     """
-    rows = as_rows("scores and weights", "(kv_tokens,)", scores, weights)
+    rows = as_arrays("scores and weights", "(kv_tokens,)", scores, weights)
     axes = page(7.4, 2.9, 2)
     for ax, values, colour, name in zip(axes, rows, (DARK, MIDDLE), ("Scores", "Weights")):
         draw_bars(ax, values, colour)
@@ -101,10 +99,9 @@ def plot_parts(scores: Tensor, values: Tensor, cuts: Sequence[int]) -> np.ndarra
         values: (keys,), a number for each key.
         cuts: the keys before which the row is cut.
 
-    Returns:
-        Three axes: scores, the weights of the parts, their averages and the merged one.
+    Returns three axes: scores, the weights of the parts, their averages and the merged one.
     """
-    row, numbers = as_rows("scores and values", "(keys,)", scores, values)
+    row, numbers = as_arrays("scores and values", "(keys,)", scores, values)
     edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(row)}), len(row)]
     parts = [slice(start, stop) for start, stop in zip(edges, edges[1:])]
     sizes = np.array([np.logaddexp.reduce(row[part]) for part in parts])

@@ -31,13 +31,7 @@ def draw_curves(ax: Axes, x, curves: Mapping[str, Any], log: str, ticks: Sequenc
 
 @style.context("default")
 def plot_curves(
-    x: Sequence,
-    curves: Mapping[str, Sequence],
-    *,
-    xlabel: str,
-    ylabel: str,
-    log: str = "",
-    ax: Axes | None = None,
+    x: Sequence, curves: Mapping[str, Sequence], *, xlabel: str, ylabel: str, log: str = "", ax: Axes | None = None
 ) -> Axes:
     """Draw several curves over the same x, each with its own colour and marker.
 
@@ -67,26 +61,19 @@ def plot_scaling(sizes: Sequence[int], spreads: dict[str, Sequence], slopes: dic
         spreads: for each way of scaling, the standard deviation of the scores at each size.
         slopes: for each way of scaling, the slope of the softmax at each size.
 
-    Returns:
-        Two axes: spreads, slopes.
+    Returns two axes: spreads, slopes.
     """
     axes = page(8.2, 3.2, 2)
-    draw_curves(axes[0], sizes, spreads, "xy", sizes)
-    draw_curves(axes[1], sizes, slopes, "x", sizes)
-    axes[0].set(title="Spread of the scores", xlabel="head_dim", ylabel="Standard deviation")
-    axes[1].set(title="Slope of softmax", xlabel="head_dim", ylabel="Σ w (1 − w)", ylim=(0.0, 1.0))
-    for ax in axes:
-        ax.legend(fontsize=9, frameon=False)
+    plot_curves(sizes, spreads, xlabel="head_dim", ylabel="Standard deviation", log="xy", ax=axes[0])
+    plot_curves(sizes, slopes, xlabel="head_dim", ylabel="Σ w (1 − w)", log="x", ax=axes[1])
+    axes[0].set(title="Spread of the scores")
+    axes[1].set(title="Slope of softmax", ylim=(0.0, 1.0))
     return axes
 
 
 @style.context("default")
 def plot_staircase(
-    edges: Sequence[int],
-    accuracy: Mapping[str, Sequence[float]],
-    *,
-    chance: float | None = None,
-    ax: Axes | None = None,
+    edges: Sequence[int], accuracy: Mapping[str, Sequence], *, chance: float | None = None, ax: Axes | None = None
 ) -> Axes:
     """Draw how often the answer is right, against how many tokens ago it was seen.
 
@@ -98,15 +85,13 @@ def plot_staircase(
         chance: the share that guessing gives, drawn in grey.
         ax: axes to draw on.
     """
-    for label, values in accuracy.items():
-        if len(values) != len(edges) - 1:
+    ranges = len(edges) - 1
+    ax, widths = new_axes(ax, 7.0, 3.2), 1.6 + 2.6 * np.arange(len(accuracy))[::-1]
+    for (label, values), colour, width in zip(accuracy.items(), palette(len(accuracy)), widths):
+        if len(values) != ranges:
             raise ValueError(
-                f"accuracy[{label!r}] must have one value for each of the {len(edges) - 1} ranges; got {len(values)}"
+                f"accuracy[{label!r}] must have one value for each of the {ranges} ranges; got {len(values)}"
             )
-    ax = new_axes(ax, 7.0, 3.2)
-    for (label, values), colour, width in zip(
-        accuracy.items(), palette(len(accuracy)), 1.6 + 2.6 * np.arange(len(accuracy))[::-1]
-    ):
         steps = {label: np.repeat(as_array(values), 2)}
         draw_curves(ax, np.repeat(edges, 2)[1:-1], steps, "x", edges, marker="", linewidth=width, color=colour)
     if chance is not None:

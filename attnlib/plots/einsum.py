@@ -30,8 +30,7 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
         cell: an index for each axis of the output. Cells after it, in the order of the loops, are still empty.
         step: which product, from 0; the last one if omitted or too large.
 
-    Returns:
-        One axes for each operand, and one for the output.
+    Returns one axes for each operand, and one for the output.
     """
     tensors = [*explanation.operands(), explanation.run_loops()]
     for tensor in tensors:

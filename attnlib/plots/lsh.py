@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attnlib._validate import check_count
 from attnlib.lsh import hash_buckets, lsh_attention
-from attnlib.plots._base import as_array, ink, new_axes, palette
+from attnlib.plots._base import as_array, as_arrays, ink, new_axes, palette
 from attnlib.plots.matrices import plot_attention
 
 
@@ -61,13 +61,10 @@ def plot_sorted(
         num_buckets: how many colours there are. Default: as many as needed.
         ax: axes to draw on.
     """
-    row = as_array(buckets).astype(int)
-    if row.ndim != 1:
-        raise ValueError(f"buckets must have shape (tokens,); got {row.shape}")
+    row = as_arrays("buckets", "(tokens,)", buckets)[0].astype(int)
     if chunk_size is not None:
         check_count("chunk_size", chunk_size)
-    tokens = len(row)
-    order = np.argsort(row, kind="stable")
+    tokens, order = len(row), np.argsort(row, kind="stable")
     colours = palette(num_buckets or int(row.max(initial=0)) + 1)
     ax = new_axes(ax, max(3.6, 0.42 * tokens + 1.2), 1.5)
     for y, numbers in ((1.3, np.arange(tokens)), (0.0, order)):
@@ -95,8 +92,7 @@ def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> 
         directions: (2, num_buckets // 2).
         chunk_size: as in ``lsh_attention``.
 
-    Returns:
-        Three axes: the circle, the sorted row, the attention matrix.
+    Returns three axes: the circle, the sorted row, the attention matrix.
     """
     batch, rotations = vectors[None, None], directions[None, None]  # one sequence, one head, one round
     buckets = hash_buckets(batch, rotations)[0, 0, 0]

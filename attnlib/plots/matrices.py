@@ -9,7 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from attnlib.plots._base import as_array, ink, new_axes, page
+from attnlib.plots._base import as_array, as_arrays, ink, new_axes, page
 
 # An odd number of colours: 0, ½ and 1 are never on the border between two of them.
 WEIGHTS, KINDS = colormaps["viridis"].resampled(37), colormaps["cividis"]
@@ -65,13 +65,9 @@ def draw_weights(axes: np.ndarray, matrices: Sequence[np.ndarray], rows: Labels,
 
 @style.context("default")
 def plot_attention(
-    weights: Tensor,
-    *,
-    query_labels: Labels = None,
-    key_labels: Labels = None,
-    title: str | None = None,
+    weights: Tensor, *, query_labels: Labels = None, key_labels: Labels = None, title: str | None = None,
     ax: Axes | None = None,
-) -> Axes:
+) -> Axes:  # fmt: skip
     """Draw an attention matrix: a row for each query, a column for each key, colours from 0 to the largest weight.
 
     Args:
@@ -81,9 +77,7 @@ def plot_attention(
         title: a line above the picture.
         ax: axes to draw on.
     """
-    array = as_array(weights)
-    if array.ndim != 2:
-        raise ValueError(f"weights must have shape (q_tokens, kv_tokens); got {array.shape}")
+    (array,) = as_arrays("weights", "(q_tokens, kv_tokens)", weights)
     rows, columns = array.shape
     if key_labels is None and rows == columns:
         key_labels = query_labels
@@ -102,14 +96,11 @@ def plot_heads(weights: Tensor, *, labels: Labels = None, titles: Labels = None)
         labels: a word for each token.
         titles: a line above each head. Default: "Head 0", "Head 1" …
     """
-    array = as_array(weights)
-    if array.ndim != 3:
-        raise ValueError(f"weights must have shape (heads, q_tokens, kv_tokens); got {array.shape}")
+    (array,) = as_arrays("weights", "(heads, q_tokens, kv_tokens)", weights)
     heads, rows, columns = array.shape
+    titles = titles or [f"Head {head}" for head in range(heads)]
     width, height = max(2.4, 0.28 * columns + 1.2) * heads + 0.9, max(2.6, 0.28 * rows + 1.4)
-    return _side_by_side(
-        list(array), titles or [f"Head {head}" for head in range(heads)], labels, labels, width, height
-    )
+    return _side_by_side(list(array), titles, labels, labels, width, height)
 
 
 @style.context("default")
@@ -151,13 +142,10 @@ def plot_masks(masks: Mapping[str, Tensor], *, labels: Labels = None) -> np.ndar
         masks: a title for each mask (q_tokens, kv_tokens).
         labels: a word for each token.
     """
-    arrays = {title: as_array(mask) for title, mask in masks.items()}
-    for title, array in arrays.items():
-        if array.ndim != 2:
-            raise ValueError(f"masks[{title!r}] must have shape (q_tokens, kv_tokens); got {array.shape}")
-    rows, columns = np.max([array.shape for array in arrays.values()], axis=0)
+    arrays = [as_arrays(f"masks[{title!r}]", "(q_tokens, kv_tokens)", mask)[0] for title, mask in masks.items()]
+    rows, columns = np.max([array.shape for array in arrays], axis=0)
     axes = page((0.55 * columns + 1.1) * len(arrays), 0.42 * rows + 1.3, len(arrays))
-    for ax, (title, array) in zip(axes, arrays.items()):
+    for ax, title, array in zip(axes, masks, arrays):
         draw_matrix(ax, array, array.astype(bool).astype(str), labels, labels)
         ax.set_title(title)
     return axes
@@ -175,9 +163,8 @@ def plot_head_split(heads: Tensor, *, title: str | None = None, ax: Axes | None 
     """
     array = as_array(heads)
     if array.ndim != 3 or not np.array_equal(np.sort(array, axis=None), np.arange(array.size)):
-        raise ValueError(
-            f"heads must have shape (num_heads, tokens, head_dim) and hold 0, 1, 2 … once each; got {array.shape}"
-        )
+        shape = "(num_heads, tokens, head_dim) and hold 0, 1, 2 … once each"
+        raise ValueError(f"heads must have shape {shape}; got {array.shape}")
     num_heads, tokens, head_dim = array.shape
     holders = np.empty(array.size)
     holders[array.reshape(num_heads, -1).astype(int)] = np.arange(num_heads)[:, None]
@@ -186,9 +173,8 @@ def plot_head_split(heads: Tensor, *, title: str | None = None, ax: Axes | None 
     draw_matrix(ax, owners, np.arange(array.size).reshape(owners.shape).astype(str), top=top, size=10)
     ax.set(xlabel="Columns", ylabel="Tokens", xticks=range(owners.shape[1]), yticks=range(tokens))
     patches = [Patch(color=KINDS(head / top), label=f"Head {head}") for head in range(num_heads)]
-    ax.legend(
-        handles=patches, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_heads, frameon=False, title=title
-    )
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
+    ax.legend(handles=patches, ncols=num_heads, title=title, **above)
     return ax
 
 

@@ -7,7 +7,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attnlib.plots._base import as_array, hide_box, palette
+from attnlib.plots._base import as_arrays, hide_box, palette
 
 
 @style.context("default")
@@ -21,12 +21,9 @@ def plot_memory_reads(ids: Tensor, weights: Tensor, *, now: int, capacity: int, 
         capacity: how many of them the memory still holds; this stretch is shaded.
         labels: a word for each stored token, ``now`` of them; the one that counts most is written.
 
-    Returns:
-        One axes for each head, one above the other.
+    Returns one axes for each head, one above the other.
     """
-    numbers, shares = as_array(ids), as_array(weights)
-    if numbers.shape != shares.shape or numbers.ndim != 2:
-        raise ValueError(f"ids and weights must both have shape (heads, top_k); got {numbers.shape} and {shares.shape}")
+    numbers, shares = as_arrays("ids and weights", "(heads, top_k)", ids, weights)
     figure = Figure((7.2, 1.35 * len(numbers) + 0.7), facecolor="white", layout="constrained")
     axes = figure.subplots(len(numbers), 1, squeeze=False, sharex=True)[:, 0]
     dark, pale = palette(2)
