@@ -4,7 +4,7 @@ import json
 import math
 import re
 
-import einops
+import einops  # noqa: F401 (a row uses it)
 import pytest
 import torch
 
@@ -70,6 +70,51 @@ ROW_SUMS = Exercise(
 )
 size = 3
 
+# Each row: an answer, and words of what is said. (An answer made of text has no line that a message could quote.)
+SAID = """
+x.sum(-1)  # ✓ Right.
+x.sum(-1).numpy()  # ✓ Right.
+x.sum(-1).tolist()  # ✓ Right.
+[row.sum() for row in x]  # ✓ Right.
+x.sum(0)  # ✗ You summed the columns.
+x.mean(-1)  # ✗ This is the mean of each row: add, and do not divide.
+...  # ○ Not written yet
+einops.einsum(x, "a b -> (a b)")  # ✗ <lambda> raised NotImplementedError
+x - x.max(dim=-1)  # take .values or .indices
+x.sort(dim=-1).sum(-1)  # take .values or .indices
+x.max(dim=-1)  # take .values or .indices
+x.sum(-1, keepdim=True)  # with an axis of size 1 left over (axis 1)
+x.sum(-1).squeeze()  # an axis of size 1 is missing
+-x.sum(-1)  # the right numbers with the wrong sign
+x.cumsum(-1)[:, -1]  # do without cumsum()
+(x.sum(-1), 0)  # returned a tuple
+(x.sum(-1), x.sum(-1))  # the first alone is right
+[x[0], x[1]]  # torch.stack
+(x / x.sum(-1)).sum(-1)  # The shapes that met are (2, 3) and (2,). Is an axis missing: keepdim=True
+x @ x  # (2, 3) and (2, 3). A product needs the last axis of the first to be the last but one
+x @ x  # the last but one of the second: is .mT missing?
+x.sum(-1) * size  # It reads `size` from the notebook
+torch.stack([x[i].sum() for i in range(size)])  # It reads `size` from the notebook
+x[:2].sum(-1) if len(x) == 2 else 1 / 0  # Right for x (2, 3). But for x (4, 5): <lambda> raised
+(x.sum(-1) + 1).requires_grad_()  # it gives 4; 3 is right
+x.sum(-1) * float("nan")  # returns NaN
+torch.tensor([3.0, 12.0])  # should return the shape (4,)
+x.sum(-1) * (1 + 2e-4)  # at [1] it gives 12.0024; 12.0000 is right
+x.sum(-1) + torch.rand(())  # Two calls give different numbers
+x.sum(-1).to("meta")  # must return a tensor or a number; it returned a Tensor
+"text"  # must return a tensor or a number; it returned a str
+1 / 0  # raised ZeroDivisionError
+x.zero_().sum(-1)  # changes its input
+"""
+
+
+@pytest.mark.parametrize("row", SAID.strip().splitlines())
+def test_what_the_judge_says(row):
+    code, _, says = row.partition("  # ")
+    verdict = ROW_SUMS(eval(f"lambda x: {code}", globals()))
+    assert says in repr(verdict)
+    assert verdict.passed == (says == "✓ Right.")
+
 
 def stub(x):
     """The sums of the rows."""
@@ -84,62 +129,23 @@ def without_return(x):
     x.sum(-1)
 
 
-def with_a_global(x):
-    return torch.stack([x[i].sum() for i in range(size)])
-
-
 def raises_on_its_line(x):
     x.sum(-1).undefined  # noqa: B018
     return x
 
 
-JUDGED = [
-    (row_sums, "✓ Right."),
-    (lambda x: x.sum(-1).numpy(), "✓ Right."),
-    (lambda x: x.sum(-1).tolist(), "✓ Right."),
-    (lambda x: [row.sum() for row in x], "✓ Right."),
-    (lambda x: x.sum(0), "✗ You summed the columns."),
-    (lambda x: x.mean(-1), "✗ This is the mean of each row: add, and do not divide."),
-    (stub, "○ Not written yet: write stub"),
-    (not_implemented, "○ Not written yet"),
-    (lambda x: ..., "○ Not written yet"),
-    (lambda x: einops.einsum(x, "a b -> (a b)"), "✗ <lambda> raised NotImplementedError"),  # not the learner's own
-    (lambda x: x - x.max(dim=-1), "take .values or .indices"),
-    (lambda x: x.sort(dim=-1).sum(-1), "take .values or .indices"),
-    (without_return, "✗ without_return returned nothing. Is `return` missing"),
-    (lambda x: x.sum(-1, keepdim=True), "with an axis of size 1 left over (axis 1)"),
-    (lambda x: x.sum(-1).squeeze(), "an axis of size 1 is missing"),
-    (lambda x: -x.sum(-1), "the right numbers with the wrong sign"),
-    (lambda x: x.cumsum(-1)[:, -1], "do without cumsum()"),
-    (lambda x: (x.sum(-1), 0), "returned a tuple"),
-    (lambda x: (x.sum(-1), x.sum(-1)), "the first alone is right"),
-    (lambda x: [x[0], x[1]], "torch.stack"),
-    (lambda x: x.max(dim=-1), "take .values or .indices"),
-    (lambda x: (x / x.sum(-1)).sum(-1), "The shapes that met are (2, 3) and (2,). Is an axis missing: keepdim=True"),
-    (lambda x: x @ x, "The shapes that met are (2, 3) and (2, 3). A product needs the last axis of the first to be "
-     "the last but one of the second: is .mT missing?"),
-    (raises_on_its_line, "at `x.sum(-1).undefined"),
-    (lambda x: x.sum(-1) * size, "It reads `size` from the notebook"),
-    (with_a_global, "It reads `size` from the notebook"),
-    (lambda x: x[:2].sum(-1) if len(x) == 2 else 1 / 0, "Right for x (2, 3). But for x (4, 5): <lambda> raised"),
-    (lambda x: (x.sum(-1) + 1).requires_grad_(), "it gives 4; 3 is right"),
-    (lambda x: x.sum(-1) * float("nan"), "returns NaN"),
-    (lambda x: torch.tensor([3.0, 12.0]), "should return the shape (4,)"),
-    (lambda x: x.sum(-1) * (1 + 2e-4), "at [1] it gives 12.0024; 12.0000 is right"),
-    (lambda x: x.sum(-1) + torch.rand(()), "Two calls give different numbers"),
-    (lambda x: x.sum(-1).to("meta"), "must return a tensor or a number; it returned a Tensor"),
-    (lambda x: "text", "must return a tensor or a number; it returned a str"),
-    (lambda x: 1 / 0, "raised ZeroDivisionError"),
-    (lambda x: x.zero_().sum(-1), "changes its input"),
-    (torch.tensor(3.0), "✗ Pass the function itself, without calling it; this is a Tensor."),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("answer", "says"), JUDGED)
-def test_what_the_judge_says(answer, says):
-    verdict = ROW_SUMS(answer)
-    assert says in repr(verdict)
-    assert verdict.passed == (says == "✓ Right.")
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (stub, "○ Not written yet: write stub"),
+        (not_implemented, "○ Not written yet"),
+        (without_return, "✗ without_return returned nothing. Is `return` missing"),
+        (raises_on_its_line, "at `x.sum(-1).undefined"),
+        (torch.tensor(3.0), "✗ Pass the function itself, without calling it; this is a Tensor."),
+    ],
+)
+def test_what_the_judge_says_about_functions(answer, says):
+    assert says in repr(ROW_SUMS(answer))
 
 
 def test_a_verdict_shows_its_message_in_a_bare_assert():

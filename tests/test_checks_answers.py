@@ -32,23 +32,8 @@ def carried(v1, parameter=lambda weight: nn.Parameter(weight.detach().T.clone())
     return v2
 
 
-def by_state_dict(v1):
-    v2 = SelfAttention_v2(*v1.W_query.shape, qkv_bias=True)
-    state = {f"{name}.weight": weight.T for name, weight in v1.state_dict().items()}
-    v2.load_state_dict(state | {f"{name}.bias": torch.zeros(v1.W_query.shape[1]) for name in v1.state_dict()})
-    return v2
-
-
 def upper(scores, diagonal=1):
     return torch.full(scores.shape[-2:], -torch.inf).triu(diagonal)
-
-
-def causal(scores):
-    rows = scores.reshape(-1, *scores.shape[-2:])
-    result = torch.zeros_like(rows)
-    for b, i in ((b, i) for b in range(len(rows)) for i in range(rows.shape[1])):
-        result[b, i, : i + 1] = softmax_rows(rows[b, i, : i + 1])
-    return result.reshape(scores.shape)
 
 
 def look(lengths, tokens):
@@ -72,7 +57,8 @@ def counted(d_in, d_out, num_heads, qkv_bias):
 
 def many_heads(query, key, value, num_heads, join="b h t c -> b t (h c)"):
     q, k, v = (einops.rearrange(x, "b t (h c) -> b h t c", h=num_heads) for x in (query, key, value))
-    return einops.rearrange(causal(torch.einsum("bhqc,bhkc->bhqk", q, k) * q.shape[-1] ** -0.5) @ v, join)
+    scores = torch.einsum("bhqc,bhkc->bhqk", q, k) * q.shape[-1] ** -0.5
+    return einops.rearrange((scores + upper(scores)).softmax(-1) @ v, join)
 
 
 def in_words(x, W_query, W_key, W_value, scores="b q h d, b k h d -> b h q k", late=1.0):
@@ -118,9 +104,7 @@ def outside_no_grad(v1):
 # Each row: the exercise, and expressions in its arguments that are right.
 RIGHT = """
 weighted_average: (weights[:, None] * values).sum(0); values.T @ weights; (weights @ values).tolist()
-weighted_average: sum(weights[i] * values[i] for i in range(len(weights)))
 same: torch.allclose(a, b, rtol=0, atol=1e-5); not ((a - b).abs() > 1e-5).any(); (a - b).abs().max() < 1e-5
-same: all(abs(x - y) <= 1e-5 for x, y in zip(a.flatten().tolist(), b.flatten().tolist()))
 scores_shape: (*query.shape[:-1], key.shape[-2]); [*query.shape[:3], key.shape[2]]; query.shape[:3] + key.shape[2:3]
 scores: [token @ query for token in tokens]; (tokens * query).sum(-1)
 softmax: softmax_rows(scores); (scores - scores.logsumexp(-1, keepdim=True)).exp()
@@ -130,8 +114,8 @@ cosine_context: F.cosine_similarity(tokens[:, None], tokens[None], dim=-1).softm
 scaled_weights: softmax_rows(query @ key.T / query.shape[1] ** 0.5); ((query / len(query.T) ** 0.5) @ key.T).softmax(1)
 self_attention: F.scaled_dot_product_attention(x @ W_query, x @ W_key, x @ W_value)
 linear: F.linear(x, weight, bias); torch.einsum("...i,oi->...o", x, weight) + bias
-v2_from_v1: carried(v1); by_state_dict(v1)
-causal_weights: causal(scores); (scores + upper(scores)).softmax(-1)
+v2_from_v1: carried(v1)
+causal_weights: (scores + upper(scores)).softmax(-1)
 causal_weights: scores.masked_fill(upper(scores).isinf(), torch.finfo(scores.dtype).min).softmax(-1)
 look_mask: look(lengths, tokens)
 look_mask: (torch.arange(tokens) < lengths.view(-1, 1, 1)).logical_and(torch.ones(tokens, tokens).tril())
@@ -139,25 +123,21 @@ dropout: torch.where(keep, weights / (1 - p), 0.0)
 leak: leak_of(layer, x, position); float(leak_of(layer, x, position))
 two_columns: wrapper(x); wrapper(x, num_heads=4)[..., :2]
 split_heads: einops.rearrange(x, "b t (h c) -> b h t c", h=num_heads); torch.stack(x.chunk(num_heads, -1), 1)
-split_heads: x.unflatten(-1, (num_heads, -1)).permute(0, 2, 1, 3)
 join_heads: torch.cat(list(heads.unbind(1)), -1); einops.rearrange(heads, "b h t c -> b t (h c)")
 parameter_count: counted(d_in, d_out, num_heads, qkv_bias); d_out * (3 * d_in + 3 * qkv_bias + d_out + 1)
 multi_head: many_heads(query, key, value, num_heads)
 loops_equation: "hqk->hk"; " a b c->a c\\n"; "h q k -> h k"
 matmul_equation: "nti,ntj"; "n t i, n t j -> i j\\n"; "btr,btc->rc"
 head_output: torch.cat([pattern[:, h] @ value[:, :, h] for h in range(value.shape[2])], dim=-1)
-head_output: (pattern @ value.transpose(1, 2)).transpose(1, 2).flatten(2)
 einsum_attention: in_words(x, W_query, W_key, W_value)
 memory_keys: stacked.unbind(-2)[0].unflatten(-1, (heads, -1)).permute(0, 3, 1, 4, 2)
 memory_keys: split_memory_heads(stacked, heads)[0]
 memory_scores: (query.unsqueeze(-2) @ keys).squeeze(-2) / query.shape[-1] ** 0.5
-memory_scores: (query[..., None] * keys / query.shape[-1] ** 0.5).sum(-2)
 topk_attention: topk_masked(query, key, value, top_k)
 joint: merge([Attended(local, a), Attended(remote, b)]).output
 joint: local + (remote - local) / (1 + (a - b).exp())[..., None]
 joint: (torch.stack([a, b]).softmax(0)[..., None] * torch.stack([local, remote])).sum(0)
 hash: hash_buckets(vectors[None, None], directions[None, None])[0, 0, 0]
-hash: (vectors @ torch.cat([directions, -directions], dim=1)).max(dim=1).indices
 sort_and_undo: torch.stack([o := buckets.sort(stable=True).indices, o.argsort()])
 combine_rounds: with_maximum(outputs, logsumexps)
 visible: visible_in_loops(buckets, chunk_size)
@@ -185,41 +165,32 @@ context_vectors: (tokens @ tokens.mT).softmax(2) @ tokens  # Count axes from the
 context_vectors: (tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens  # Count axes from the end
 cosine_context: (tokens @ tokens.T / tokens.norm() ** 2).softmax(-1) @ tokens  # All tokens share one length
 scaled_weights: softmax_rows(query @ key.T)[:1]  # should return the shape
-scaled_weights: (query @ key / query.shape[-1] ** 0.5).softmax(-1)  # The transpose is missing
-self_attention: F.scaled_dot_product_attention(x @ W_query, x @ W_value, x @ W_key)  # Key and value
 linear: torch.addmm(bias, x, weight.T)  # Right for x (5, 3) and weight (2, 3)
 linear: (weight @ x.transpose(0, 1)).T + bias  # But for x (2, 5, 3)
 v2_from_v1: outside_no_grad(v1)  # Write into a parameter under torch.no_grad()
-v2_from_v1: carried(v1, lambda w: nn.Parameter(w.detach().T))  # shares weights with v1
 v2_from_v1: carried(v1, names=("query", "key"))  # still drawn at random
-v2_from_v1: SelfAttention_v2(*v1.W_query.shape, qkv_bias=True)  # has no bias here
 v2_from_v1: 3  # Return a new SelfAttention_v2
 v2_from_v1: carried(v1, lambda w: nn.Parameter(w.T.clone(), False))  # are frozen
 causal_weights: scores.masked_fill(upper(scores).isinf(), -50.0).softmax(-1)  # a finite number
-causal_weights: (e := scores.exp().tril()) / e.sum(-1, keepdim=True)  # overflow
 causal_weights: (w := scores.softmax(-1).tril()) / (w.sum(-1, keepdim=True) + 1e-9)  # round to 0
 look_mask: look(lengths, tokens).float()  # boolean tensor
 look_mask: look(lengths, tokens)[-1]  # should return the shape
 dropout: F.dropout(weights, p)  # Two calls give different numbers
 leak: changing_x(layer, x, position)  # changes its input
-leak: bool(leak_of(layer, x, position) > 1e-6)  # return how large
-leak: leak_of(layer, x, 4)  # use position
 two_columns: wrapper(x, seed=None)  # right before you make the wrapper
 two_columns: wrapper(x, seed=6)  # has the right shape, but
 split_heads: x  # should return the shape
 join_heads: heads.transpose(1, 2).view(len(heads), heads.shape[2], -1)  # RuntimeError
 parameter_count: 150  # gives 150
-parameter_count: counted(d_out, d_out, num_heads, qkv_bias)  # d_in · d_out weights
 multi_head: F.scaled_dot_product_attention(query, key, value, is_causal=True)  # without scaled_dot_product_attention()
 multi_head: many_heads(query, key, value, num_heads, join="b h t c -> b t (c h)")  # alternate in the join
-multi_head: many_heads(query, key, value, 1)  # a single head
 loops_equation: "head key query -> head key"  # you wrote `head query key -> head query`. But
 loops_equation: "h q -> h"  # but its shape is
 loops_equation: ("h q k", "h k")  # raised
 matmul_equation: "n t i, m s j -> i j"  # `batch` and `token` must have the same name
 matmul_equation: "n i t, n t j -> i j"  # two sizes
 matmul_equation: "t i, t j -> i j"  # need no name.
-einsum_attention: in_words(x, W_query, W_key, W_value, "b t h d, b t h d -> b h t t")  # two names in the scores
+einsum_attention: in_words(x, W_query, W_key, W_value, "b t h d, b t h d -> b h t t")  # need two names
 einsum_attention: in_words(x, W_query, W_key, W_value).view(*x.shape[:2], len(W_query), -1)  # do without view()
 einsum_attention: x[:, None] @ W_query  # do without matmul()
 einsum_attention: in_words(x, W_query, W_key, W_value, late=W_query.shape[-1] ** 0.5)  # inside the softmax
@@ -230,11 +201,8 @@ hash: torch.cat([vectors @ directions, -vectors @ directions]).argmax(-1)  # sho
 sort_and_undo: (buckets.argsort(stable=True), buckets.argsort(stable=True))  # make them one tensor
 visible: visible_in_loops(buckets, chunk_size).float()  # return a boolean tensor
 count_once: (scores - seen.sum(0).log()).masked_fill(seen, -torch.inf)  # wrong way around
-log_sum_exp: torch.logsumexp(scores, dim=-1)  # do without logsumexp()
 log_sum_exp: torch.special.logsumexp(scores, dim=-1)  # do without logsumexp()
 log_sum_exp: (scores - scores.max(-1)).exp()  # raised TypeError
-merge: (logsumexps.softmax(0) * outputs).sum(0)  # the wrong axis
-online_step: (top, total)  # Nothing changed
 online_step: torch.stack([top.maximum(scores.max()), total + scores.exp().sum()])  # new top before exp
 overlapping: (w := scores.exp() * seen.any(0)) @ values / w.sum()  # exp overflows
 """

@@ -13,6 +13,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+HINTS = {  # what to say if an error has these words
+    "torch.return_types": " max(dim=…), sort and topk return values together with indices: take .values or .indices.",
+    "a leaf Variable that requires grad": " Write into a parameter under torch.no_grad().",
+    "more than once": " Two axes of the output need two names, one for the queries and one for the keys.",
+    "duplicate dimension": " Two axes of the output need two names, one for the queries and one for the keys.",
+}
 UNWRITTEN = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE", "POP_TOP"}  # all that a stub compiles to
 
 
@@ -107,11 +113,7 @@ class Judge:
         except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
             if isinstance(error, NotImplementedError) and _is_own(error, self.answer):
                 return self.unwritten
-            hint = watch.hint()
-            if "torch.return_types" in str(error):
-                hint = " max(dim=…), sort and topk return values together with indices: take .values or .indices."
-            if "a leaf Variable that requires grad" in str(error):
-                hint = " Write into a parameter under torch.no_grad()."
+            hint = next((said for words, said in HINTS.items() if words in str(error)), watch.hint())
             if isinstance(error, AssertionError) and isinstance(wanted, bool):
                 hint = " Return True or False instead."
             return Verdict("✗", f"{self.name} {_raised(error, self.answer)}{hint}{self.globals_hint()}")

@@ -89,9 +89,8 @@ def plot_staircase(
     ax, widths = new_axes(ax, 7.0, 3.2), 1.6 + 2.6 * np.arange(len(accuracy))[::-1]
     for (label, values), colour, width in zip(accuracy.items(), palette(len(accuracy)), widths):
         if len(values) != ranges:
-            raise ValueError(
-                f"accuracy[{label!r}] must have one value for each of the {ranges} ranges; got {len(values)}"
-            )
+            wanted = f"one value for each of the {ranges} ranges"
+            raise ValueError(f"accuracy[{label!r}] must have {wanted}; got {len(values)}")
         steps = {label: np.repeat(as_array(values), 2)}
         draw_curves(ax, np.repeat(edges, 2)[1:-1], steps, "x", edges, marker="", linewidth=width, color=colour)
     if chance is not None:

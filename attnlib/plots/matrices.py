@@ -172,9 +172,8 @@ def plot_head_split(heads: Tensor, *, title: str | None = None, ax: Axes | None 
     ax, top = new_axes(ax, 0.5 * owners.shape[1] + 1.4, 0.42 * tokens + 1.5), max(num_heads - 1, 1)
     draw_matrix(ax, owners, np.arange(array.size).reshape(owners.shape).astype(str), top=top, size=10)
     ax.set(xlabel="Columns", ylabel="Tokens", xticks=range(owners.shape[1]), yticks=range(tokens))
-    patches = [Patch(color=KINDS(head / top), label=f"Head {head}") for head in range(num_heads)]
-    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
-    ax.legend(handles=patches, ncols=num_heads, title=title, **above)
+    marks = [Patch(color=KINDS(head / top), label=f"Head {head}") for head in range(num_heads)]
+    ax.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=num_heads, frameon=False, title=title)
     return ax
 
 
