@@ -228,28 +228,24 @@ def _output(equation: Equation, times: Counter[str], dots: Names) -> Names:
 
 
 def _sizes(equation: Equation, inputs: tuple[Names, ...], shapes: tuple[Shape, ...]) -> dict[str, int]:
-    found: dict[str, tuple[int, int]] = {}  # where an axis got its size: operand, position
+    """The size of each axis. One of size 1 broadcasts against any other, but not within a diagonal."""
+    found: dict[str, list[tuple[int, int, int]]] = {}  # operand, position, size
     for operand, (axes, shape) in enumerate(zip(inputs, shapes)):
         for position, (axis, size) in enumerate(zip(axes, shape)):
-            here, first = (operand, position), axes.index(axis)
-            if shape[first] != size:
-                _fail_sizes(equation, shapes, axis, (operand, first), here)
-            source, place = found.setdefault(axis, here)
-            if shapes[source][place] == 1:  # an axis of size 1 broadcasts against any other
-                found[axis] = here
-            elif size not in (1, shapes[source][place]):
-                _fail_sizes(equation, shapes, axis, (source, place), here)
-    return {axis: shapes[operand][position] for axis, (operand, position) in found.items()}
+            for other in found.setdefault(axis, []):
+                if size != other[2] and (operand == other[0] or 1 not in (size, other[2])):
+                    _fail_sizes(equation, shapes, axis, other, (operand, position, size))
+            found[axis].append((operand, position, size))
+    return {axis: next((size for *_, size in places if size != 1), 1) for axis, places in found.items()}
 
 
-def _fail_sizes(equation: Equation, shapes: tuple[Shape, ...], axis: str, *places: tuple[int, int]) -> NoReturn:
-    """`places` are two: the operand and position of the same axis, which has a different size in each."""
-    terms = [equation.inputs[operand] for operand, _ in places]
+def _fail_sizes(equation: Equation, shapes: tuple[Shape, ...], axis: str, *places: tuple[int, int, int]) -> NoReturn:
+    terms = [equation.inputs[operand] for operand, *_ in places]
     name = axis if axis in terms[0].names else DOTS
     spans = [span for term in terms for token, span in term.tokens if token == name]
     first, second = (
-        f"{shapes[operand][position]} in {string.ascii_uppercase[operand]} (axis {position} of shape {shapes[operand]})"
-        for operand, position in places
+        f"{size} in {string.ascii_uppercase[operand]} (axis {position} of shape {shapes[operand]})"
+        for operand, position, size in places
     )
     diagonal = "; the diagonal needs equal sizes" if terms[0] is terms[1] else ""
     fail(f"gives the axis `{name}` two sizes: {first} and {second}{diagonal}", equation.source, *spans)
