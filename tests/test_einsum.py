@@ -514,6 +514,11 @@ def test_what_is_too_large_to_run_is_refused_before_it_is_drawn(equation, shapes
             call()
 
 
+def test_as_many_steps_as_are_allowed_are_taken():
+    explanation = explain_einsum("ij->i", (300, 1000))  # 300,000 steps
+    assert len(explanation.trace(0).products) == 1000
+
+
 # Trace
 
 
