@@ -387,6 +387,18 @@ def test_a_cache_filled_under_autocast():
     assert_close(got.float(), layer(x), atol=0.05, rtol=0)
 
 
+@windows
+@pytest.mark.parametrize("padded", [False, True])
+def test_everything_stays_on_the_device_of_its_input(options, padded):
+    layer, x = make(**options).to("meta"), draw().to("meta")
+    real = torch.ones(BATCH, TOKENS, dtype=torch.bool, device="meta") if padded else None
+    for cache in (layer.new_cache(), KVCache()):
+        assert in_pieces(layer, x, [4, 1, 6], real, cache).device.type == "meta"
+        assert {cache.positions.device, cache.lengths.device, cache.key.device} == {x.device}
+    for got in (layer(x, key_mask=real), layer.attention_weights(x, key_mask=real)):
+        assert got.device.type == "meta"
+
+
 def test_compiled_with_a_cache():
     layer, x, cache = make(), draw(), KVCache()
     compiled = torch.compile(layer, backend="eager")
