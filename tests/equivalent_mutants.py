@@ -39,6 +39,17 @@ cache_step: scores = query @ keys.T / query.shape[1] ** 0.5  # a query has two a
 cache_step: scores = query @ keys.T / key.shape[-1] ** 0.5  # queries and keys share head_dim
 cache_step: scores = query @ keys.T / past_key.shape[-1] ** 0.5  # queries and keys share head_dim
 cache_step: return torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=1) @ values  # scores have two axes
+head_shares: before, after = (weights.diagonal(offset, dim1=-2, dim2=-1).mean(dim=1) for offset in (-1, 1))  # two axes
+head_shares: return torch.stack([before, after, weights[:, 1:, 0].mean(dim=1)], dim=-1)  # a column has two axes
+head_shares: return torch.stack([before, after, weights[:, 1:, 0].mean(dim=-1)], dim=1)  # 1 is the last axis
+topk_weights: best, ids = scores.topk(min(top_k, scores.shape[-1]))  # topk takes the last axis
+topk_weights: best, ids = scores.topk(min(scores.shape[-1], top_k), dim=-1)  # a minimum does not depend on the order
+search: keys = F.normalize(documents)[None, None]  # normalize takes axis 1, and a matrix has two
+search: keys = F.normalize(documents, dim=1)[None, None]  # a matrix has two axes, so 1 is the last
+search: memory = KVMemory(len(documents), num_heads=1, head_dim=documents.shape[1])  # a matrix has two axes
+search: memory = KVMemory(len(documents), num_heads=1, head_dim=questions.shape[-1])  # documents are as long
+search: return memory.search(questions[None, None], top_k).ids[-1, 0]  # there is one row
+search: return memory.search(questions[None, None], top_k).ids[0, -1]  # there is one head
 """
 
 EQUIVALENT: dict[str, dict[str, str]] = {}  # of each check: the line, and the reason

@@ -91,6 +91,26 @@ def step_in_place(top, total, scores):
     return torch.stack([new_top, total])
 
 
+def shares_in_loops(weights):
+    rows = []
+    for head in weights:
+        n = len(head)
+        shares = [[head[i, i - 1] for i in range(1, n)], [head[i, i + 1] for i in range(n - 1)], head[1:, 0]]
+        rows.append(torch.stack([sum(share) / (n - 1) for share in shares]))
+    return torch.stack(rows)
+
+
+def topk_by_sorting(scores, top_k):
+    places = scores.argsort(descending=True).argsort()
+    return scores.masked_fill(places >= top_k, -torch.inf).softmax(-1)
+
+
+def topk_then_divided(scores, top_k):
+    weights = scores.softmax(-1)
+    kept = weights.where(scores >= scores.topk(min(top_k, scores.shape[-1])).values[..., -1:], 0.0)
+    return kept / kept.sum(-1, keepdim=True)
+
+
 def changing_x(layer, x, position):
     before = layer(x.clone())
     x[position:] += 1
@@ -146,6 +166,13 @@ log_sum_exp: (top := scores.max(-1).values) + torch.log(torch.exp(scores - top[.
 merge: with_maximum(outputs, logsumexps); merge([Attended(*part) for part in zip(outputs, logsumexps)]).output
 online_step: step_in_place(top, total, scores)
 overlapping: scores[seen.any(0)].softmax(0) @ values[seen.any(0)]; (scores + seen.any(0).log()).softmax(-1) @ values
+masked_mean: torch.stack([text[real].mean(0) for text, real in zip(states, key_mask)])
+masked_mean: torch.where(key_mask[..., None], states, 0.0).sum(1) / key_mask.sum(1)[:, None]
+masked_mean: states.masked_fill(~key_mask[..., None], torch.nan).nanmean(1)
+head_shares: shares_in_loops(weights)
+topk_weights: topk_by_sorting(scores, top_k); topk_then_divided(scores, top_k)
+search: (questions @ (documents / documents.norm(dim=-1, keepdim=True)).T).topk(top_k).indices
+search: F.cosine_similarity(questions[:, None], documents, dim=-1).argsort(descending=True)[:, :top_k]
 """
 
 # Each row: the exercise, an expression that is wrong, and words of what is said about it.
@@ -205,6 +232,12 @@ log_sum_exp: torch.special.logsumexp(scores, dim=-1)  # do without logsumexp()
 log_sum_exp: (scores - scores.max(-1)).exp()  # raised TypeError
 online_step: torch.stack([top.maximum(scores.max()), total + scores.exp().sum()])  # new top before exp
 overlapping: (w := scores.exp() * seen.any(0)) @ values / w.sum()  # exp overflows
+masked_mean: states[key_mask].mean(0)  # should return the shape
+masked_mean: (states * key_mask).sum(1)  # Is an axis missing
+head_shares: weights.diagonal(-1).mean()  # should return the shape
+topk_weights: scores.topk(min(top_k, scores.shape[-1]))  # take .values or .indices
+topk_weights: topk_by_sorting(scores, top_k) / 2  # has the right shape, but
+search: (questions @ F.normalize(documents, dim=-1).T).topk(top_k)  # take .values or .indices
 """
 
 
