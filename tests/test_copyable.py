@@ -137,6 +137,26 @@ def in_steps(window: int | None, sinks: int) -> Row:
     )
 
 
+def encoder_layers() -> tuple[dict[str, Tensor], torch.nn.Module]:
+    """Weights of a small encoder layer by their names in notebook 10, and PyTorch's layer that holds them."""
+    torch.manual_seed(10)
+    theirs = torch.nn.TransformerEncoderLayer(
+        12, 3, 20, dropout=0.0, activation="gelu", layer_norm_eps=1e-12, batch_first=True, dtype=torch.float64
+    ).eval()
+    names = {"self_attn.out_proj": "attention.out_proj", "linear1": "mlp.0", "linear2": "mlp.2"}
+    weights = {}
+    for name, tensor in theirs.state_dict().items():
+        module, _, kind = name.replace("in_proj_", "in_proj.").rpartition(".")
+        for role, part in zip(("query", "key", "value"), tensor.chunk(3)):
+            if module == "self_attn.in_proj":
+                weights[f"attention.W_{role}.{kind}"] = part
+        weights[f"{names.get(module, module)}.{kind}"] = tensor
+    return weights, theirs
+
+
+ENCODER, TORCH_ENCODER = encoder_layers()
+
+
 ROWS = [
     Row("00-0", "largest_difference", lambda n, d: normal((n, d), (n, d)), lambda a, b: (a - b).abs().max().item()),
     Row("01-0", "context_vectors", lambda n, d: normal((2, n, d)), attnlib.context_vectors),
@@ -178,6 +198,13 @@ ROWS = [
     ),
     in_steps(window=None, sinks=0),
     in_steps(window=3, sinks=1),
+    Row(
+        "10-0",
+        "encoder_layer",
+        lambda tokens, head_dim: normal((2, tokens, 12)),
+        TORCH_ENCODER,
+        call=lambda cell, x: cell["encoder_layer"](x, {name: tensor.to(x) for name, tensor in ENCODER.items()}, 3),
+    ),
 ]
 
 IDS = [f"{row.cell}-{row.name}-{index}" for index, row in enumerate(ROWS)]
