@@ -77,6 +77,7 @@ def series_map() -> Figure:
         ("LSH attention", "Which keys are\nworth a look?", [causal * (buckets[:, None] == buckets)]),
         ("Merging attention", "Why do the pieces\nadd up exactly?", [blocks]),
         ("Generating text", "What must be kept\nto write the next\nword?", [causal * windowed]),
+        ("A real model", "What do trained\nheads look at?", [np.eye(8, k=-1, dtype=int), 2 * (tokens < 1) * full]),
     ]
     code = {0: "torch ✓\neinops ✓\nattnlib ✓", 5: "b q h d,\nb k h d\n-> b h q k"}
     figure, ax = canvas(10.2, 10.2)
