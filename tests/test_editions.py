@@ -73,28 +73,30 @@ def test_with_an_address_there_is_a_colab_button_and_a_line_to_type():
     assert "http" not in next(cell.source for cell in plain.cells if "setup" in tags(cell))
 
 
-# nbgrader itself, on what the exercises need: the rest of a notebook is tested elsewhere, and takes minutes.
+# nbgrader itself. Each notebook is generated as it is handed out; the graded cells of all of them, with the definitions
+# that they need, are then graded as one notebook, because each graded notebook starts a kernel that imports torch.
 
 
-def only_exercises(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Keep the set-up, the imports, definitions, and the graded cells."""
+def only_exercises(notebook: nbformat.NotebookNode, number: str) -> list:
+    """The imports, definitions and graded cells of a notebook; its number makes the names of the graded ones unique."""
     definitions = ("import ", "from ", "class ", "def ", "# attnlib notebook")
-    notebook.cells = [
+    kept = [
         cell
         for cell in notebook.cells
-        if cell.cell_type == "markdown"
-        or "setup" in tags(cell)
-        or "nbgrader" in cell.metadata
-        or cell.source.startswith(definitions)
+        if cell.cell_type == "code"
+        and ("setup" in tags(cell) or "nbgrader" in cell.metadata or cell.source.startswith(definitions))
     ]
-    return notebook
+    for cell in kept:
+        if data := cell.metadata.get("nbgrader"):
+            data["grade_id"] = f"{number}_{data['grade_id']}"
+    return kept
 
 
-def named_mistake(notebook: nbformat.NotebookNode) -> tuple[int, str, str]:
-    """An answer cell of this notebook, a wrong answer for it, and what its check says."""
-    for index, cell in enumerate(notebook.cells):
+def named_mistake(cells: list) -> tuple[int, str, str]:
+    """An answer among these cells, a wrong answer for it, and what its check says."""
+    for index, cell in enumerate(cells):
         if cell.metadata.get("nbgrader", {}).get("solution"):
-            check, answer = editions.CHECK.search(notebook.cells[index + 1].source).groups()
+            check, answer = editions.CHECK.search(cells[index + 1].source).groups()
             table = exercises()[check].reference.__module__  # its helpers are what the expressions are made of
             for mistake in (mistake for mistake in exercises()[check].mistakes if mistake.code):
                 names = ", ".join(mistake.function.__code__.co_varnames)
@@ -110,34 +112,50 @@ def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes
     from nbgrader.api import Gradebook
 
     (tmp_path / "nbgrader_config.py").write_text(editions.CONFIG)
-    source, release = tmp_path / "source" / "series", tmp_path / "release" / "series"
-    solved, other = (tmp_path / "submitted" / student / "series" for student in ("solved", "other"))
-    for folder in (source, solved, other):
+    handed_out, exam = tmp_path / "source" / "series", tmp_path / "source" / "exam"
+    solved, other = (tmp_path / "submitted" / student / "exam" for student in ("solved", "other"))
+    for folder in (handed_out, exam, solved, other):
         folder.mkdir(parents=True)
+    together = nbformat.v4.new_notebook(metadata=read(PATHS[0]).metadata)
     for path in PATHS:
-        notebook = only_exercises(editions.nbgrader(read(path)))
-        for folder in (source, solved):
-            nbformat.write(notebook, folder / path.name)
+        notebook = editions.nbgrader(read(path))
+        nbformat.write(notebook, handed_out / path.name)
+        together.cells += only_exercises(notebook, path.stem[:2])
+    for folder in (exam, solved):
+        nbformat.write(together, folder / "exam.ipynb")
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # nbgrader calls alembic
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": tools}
-    run = [sys.executable, "-m", "nbgrader"]
-    subprocess.run([*run, "generate_assignment", "series"], cwd=tmp_path, env=environment, check=True, timeout=600)
-    said = {}
-    for path in PATHS:  # this student makes one named mistake, and leaves the rest as it came
-        assert not re.search("solution_|BEGIN SOLUTION", (release / path.name).read_text(encoding="utf-8"))
-        notebook = read(release / path.name)
-        index, wrong, said[path.name] = named_mistake(notebook)
-        notebook.cells[index].source = wrong
-        nbformat.write(notebook, other / path.name)
-    subprocess.run([*run, "autograde", "series"], cwd=tmp_path, env=environment, check=True, timeout=600)
-    with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}") as book:
-        for student in ("solved", "other"):
-            graded = {notebook.name: notebook for notebook in book.find_submission("series", student).notebooks}
-            assert set(graded) == {path.stem for path in PATHS}
-            for notebook in graded.values():
-                assert notebook.score == (notebook.max_score if student == "solved" else 0)
-                assert notebook.max_score > 0
+
+    def nbgrader(command: str, assignment: str) -> None:
+        run = [sys.executable, "-m", "nbgrader", command, assignment]
+        subprocess.run(run, cwd=tmp_path, env=environment, check=True, timeout=600)
+
+    nbgrader("generate_assignment", "series")
+    nbgrader("generate_assignment", "exam")
     for path in PATHS:
-        cells = read(tmp_path / "autograded" / "other" / "series" / path.name).cells
-        outputs = json.dumps([cell.get("outputs") for cell in cells], ensure_ascii=False)
-        assert json.dumps(said[path.name], ensure_ascii=False)[1:-1] in outputs
+        release = tmp_path / "release" / "series" / path.name
+        assert not re.search("solution_|BEGIN SOLUTION", release.read_text(encoding="utf-8"))
+    submitted, said = read(tmp_path / "release" / "exam" / "exam.ipynb"), []
+    for path in PATHS:  # of each notebook this student makes one named mistake, and leaves the rest as it came
+        of_notebook = [
+            cell
+            for cell in submitted.cells
+            if cell.metadata.get("nbgrader", {}).get("grade_id", "").startswith(path.stem[:2])
+        ]
+        index, wrong, sentence = named_mistake(of_notebook)
+        of_notebook[index].source = wrong
+        said.append(sentence)
+    nbformat.write(submitted, other / "exam.ipynb")
+    nbgrader("autograde", "exam")
+    with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}") as book:
+        assert {notebook.name for notebook in book.find_assignment("series").notebooks} == {path.stem for path in PATHS}
+        for student in ("solved", "other"):
+            (graded,) = book.find_submission("exam", student).notebooks
+            assert {grade.name[:2] for grade in graded.grades} == {path.stem[:2] for path in PATHS}
+            for grade in graded.grades:
+                assert grade.score == (grade.max_score if student == "solved" else 0), grade.name
+                assert grade.max_score > 0
+    cells = read(tmp_path / "autograded" / "other" / "exam" / "exam.ipynb").cells
+    outputs = json.dumps([cell.get("outputs") for cell in cells], ensure_ascii=False)
+    for sentence in said:
+        assert json.dumps(sentence, ensure_ascii=False)[1:-1] in outputs
