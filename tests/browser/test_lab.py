@@ -26,6 +26,7 @@ MINUTES = 4 * 60 * 1000  # a notebook's longest wait, in milliseconds
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # draw every cell, also those off the screen
     "apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false", "doNotDisturbMode": True},
+    "apputils-extension/themes": {"theme": "JupyterLab Light"},
 }
 
 if CHROMIUM is None and not os.environ.get("ATTNLIB_NO_SKIPS"):
@@ -46,6 +47,7 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
     environment["JUPYTER_DATA_DIR"] = str(folder / "data")  # no signatures of notebooks that were trusted before
     command = [sys.executable, "-m", "jupyter", "lab", "notebooks", "--no-browser", "--ip=127.0.0.1", f"--port={port}"]
     command += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.port_retries=0"]
+    command += ["--LabApp.expose_app_in_browser=True"]  # its commands are called below
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     with (folder / "log").open("w") as log:
@@ -60,13 +62,19 @@ def lab(tmp_path_factory) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.fixture(scope="module")
-def browser():
+def window(lab):
+    """A page that shows JupyterLab. Loading it takes longer than a notebook, so all of them are opened in this one."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(f"{lab[0]}/lab?token={TOKEN}&reset")
+        page.wait_for_function("() => window.jupyterapp")
+        page.evaluate("() => window.jupyterapp.restored")
+        yield page
         browser.close()
 
 
@@ -98,24 +106,28 @@ def settings_file(folder: Path, name: str) -> Path:
 
 
 @pytest.fixture
-def opened(lab, browser, request):
-    """Opens a notebook under a theme, waits for its kernel, and gives the page; closes both in the end."""
-    address, folder = lab
+def opened(lab, window):
+    """Opens a notebook under a theme and gives the page; closes the notebook and its kernel in the end."""
+    address, _ = lab
+
+    def command(name: str, **arguments) -> None:
+        window.evaluate(
+            "([name, arguments]) => { window.jupyterapp.commands.execute(name, arguments) }", [name, arguments]
+        )
 
     def open_notebook(path: Path, theme: str):
-        settings_file(folder, "apputils-extension/themes").write_text(json.dumps({"theme": f"JupyterLab {theme}"}))
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        request.addfinalizer(page.close)
-        page.set_default_timeout(60_000)
-        page.goto(f"{address}/lab/tree/{path.name}?token={TOKEN}&reset")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
-        page.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {theme}']", state="attached")
-        return page
+        command("apputils:change-theme", theme=f"JupyterLab {theme}")
+        window.wait_for_selector(f"body[data-jp-theme-name='JupyterLab {theme}']", state="attached")
+        command("docmanager:open", path=path.name)
+        window.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
+        return window
 
     yield open_notebook
     for session in answers(f"{address}/api/sessions?token={TOKEN}") or []:  # the next notebook needs the memory
         stop = urllib.request.Request(f"{address}/api/sessions/{session['id']}?token={TOKEN}", method="DELETE")
         urllib.request.urlopen(stop, timeout=30).close()
+    window.evaluate("() => [...window.jupyterapp.shell.widgets('main')].forEach(widget => widget.dispose())")
+    window.wait_for_selector(".jp-Notebook", state="detached")
 
 
 def code_cells(path: Path) -> list:
