@@ -1,4 +1,4 @@
-"""Settings of nbval for this repository: attnlib is found, and floats are compared to the last printed digit.
+"""Settings of pytest for this repository: attnlib is found, and nbval compares floats to the last printed digit.
 
 Words, integers and shapes are compared exactly. A number with a decimal point may differ by one unit in the last digit
 that the notebook prints, because another processor may round the last digit the other way.
@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent
 FLOAT = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
+LONG = ("test_lab.py", "test_site.py", "test_editions.py", "test_layers.py")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep; spinning ones would slow the other kernels
 if "PYTEST_XDIST_WORKER" in os.environ:  # two test processes share the cores, and so do the kernels they start
@@ -53,3 +54,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         sanitize = item.sanitize
         item.sanitize = lambda text: Printed(sanitize(text)) if isinstance(text, str) else text
         item.output_timeout = 60
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the files that take longest first, so that two processes finish at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONG)
