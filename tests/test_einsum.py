@@ -76,6 +76,7 @@ def test_axes_come_in_the_order_of_the_loops_with_their_places():
         ("j,ij->i", [(3,), (2, 3)], "output = A @ B.mT  # (i,)"),
         ("i,j->ij", [(2,), (3,)], "output = A[:, None] * B  # (i, j)"),
         ("ij->ji", [(2, 3)], "output = A.mT  # (j, i)"),
+        ("bij->bji", [(2, 3, 5)], "output = A.mT  # (b, j, i)"),
         ("ij->", [(2, 3)], "output = A.sum((0, 1))  # ()"),
         ("ii->", [(3, 3)], "output = A.diagonal(dim1=0, dim2=1).sum(0)  # ()"),
         ("bi,bi->b", [(2, 3), (2, 3)], "output = (A * B).sum(-1)  # (b,)"),
