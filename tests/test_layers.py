@@ -416,4 +416,4 @@ def test_second_derivatives_through_the_math_backend(name, padded):
             torch.autograd.gradgradcheck(lambda x: layer(x, real), x)
         return
     with sdpa_kernel(SDPBackend.MATH):
-        assert torch.autograd.gradgradcheck(lambda x: layer(x, real), x)
+        assert torch.autograd.gradgradcheck(lambda x: layer(x, real), x, fast_mode=True)
