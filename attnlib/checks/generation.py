@@ -69,11 +69,14 @@ check_cache_step = Exercise(
     step(query / root)  # The scores are divided by head_dim: take its root.
     step(query * root**2)  # The scores are multiplied by the root: divide by it.
     step(query * root / value.shape[-1] ** 0.5)  # The root is of value_dim: a score adds head_dim products.
-    step(query * root / len(query) ** 0.5)  # The root is of the number of tokens: take head_dim.
-    attend(hide(query @ torch.cat([key, past_key]).T / root), new_first)  # The new keys come first: the cache does.
+    tokens = step(query * root / len(query) ** 0.5); all_tokens = step(query * root / len(keys) ** 0.5)
+    tokens; all_tokens  # The root is of a number of tokens: take head_dim.
+    attend(hide(query @ torch.cat([key, past_key]).T / root), new_first)  # New keys come first: the cache is first.
     attend(hide(s), new_first)  # Keys and values are joined in different orders: the cache comes first in both.
-    s.softmax(0) @ values  # The softmax runs over the queries: each row must sum to one, dim=-1.
+    hide(s).softmax(0) @ values  # The softmax runs over the queries: each row must sum to one, dim=-1.
     attend(hide(s, fill=0.0), values)  # Hidden scores are 0 and keep a weight: fill them with −∞ before the softmax.
+    s.softmax(-1).tril(held) @ values  # Weights hidden after the softmax do not sum to one: hide scores before it.
+    s.where(~hide(s).isfinite(), -torch.inf).softmax(-1) @ values  # True and False are swapped: True hides here.
     step(query)[-1:]  # This is the last token only: return a row for each new token.
     torch.cat([step(query), value])  # The new keys are in the result: return the outputs alone.
     """,
@@ -106,10 +109,15 @@ check_rotate = Exercise(
     rotate(x, positions, 1 / base)  # Later pairs turn faster: the power of the base is negative.
     rotate(x, positions, base**0.5)  # The power is −i / head_dim: it must be −2i / head_dim.
     rotate(x, positions, base**2)  # The power is −4i / head_dim: it must be −2i / head_dim.
+    rotate(x, positions, base**half); rotate(x, positions, base ** (2 * half))  # The power must be −2i / head_dim.
+    rotate(x, positions * base ** (-1 / half), base)  # The pairs are counted from 1: the first i is 0.
     rotate(x, positions, 1.0)  # All pairs turn by the same angle: later ones turn more slowly.
     rotate(x, positions * torch.pi / 180, base)  # The angle is in radians: do not convert it.
     rotate(x, positions * 2 * torch.pi, base)  # The angle is not multiplied by 2π.
     torch.cat([a * cos + b * sin, a * sin + b * cos], -1)  # Both signs are plus: the first half is a cos θ − b sin θ.
+    torch.cat([a * sin - b * cos, a * cos + b * sin], -1)  # Sine and cosine are swapped: a cos θ − b sin θ comes first.
+    new = a * cos - b * sin; late = torch.cat([new, new * sin + b * cos], -1)
+    late  # The second half uses the new a: keep the old.
     torch.cat([a * cos, a * sin + b * cos], -1)  # The term b sin θ is missing: a turn mixes both components.
     x * torch.cat([cos, cos], -1)  # The sines are missing: a turn mixes both components.
     rotate(x, positions, base).roll(half, -1)  # The halves are swapped: cos · a − sin · b is first.
@@ -125,6 +133,7 @@ check_expand_heads = Exercise(
     """
     group = num_heads // key.shape[1]; shared = lambda head: head.expand(-1, num_heads, -1, -1)
     key.repeat(1, group, 1, 1)  # The key heads alternate: neighbours share one, repeat_interleave.
+    key.repeat_interleave(group)  # Without dim, everything is flattened: the heads are axis 1.
     key.repeat_interleave(num_heads, 1)  # There are too many heads: repeat each num_heads // num_kv_heads times.
     key.repeat_interleave(key.shape[1], 1)  # Repeat each head num_heads // num_kv_heads times, not num_kv_heads times.
     key.repeat_interleave(group, 0)  # The batch is repeated: the heads are axis 1.
@@ -159,6 +168,7 @@ check_window_mask = Exercise(
     past  # The window is not used: this is a causal mask.
     mask(w=sinks, s=window)  # Window and sinks are swapped.
     mask(kv_tokens, s=0).T[-q_tokens:] | (~past & first)  # The window reaches into the future: it holds the last keys.
+    mask() | mask(kv_tokens, s=0).T[-q_tokens:]  # The window reaches both ways: a query sees no key after itself.
     mask(kv_tokens)[:q_tokens]  # The queries are taken for the first tokens: they are the last ones.
     mask(1) & past  # All queries have the window of the last one: each has its own.
     ~mask()  # True and False are swapped: True means that the key may be seen.
@@ -185,6 +195,8 @@ check_cache_bytes = Exercise(
     two * heads * d * tokens  # These are numbers: multiply by bytes_per_number.
     two * heads * d * bytes_per_number  # This is for one token: multiply by tokens.
     right * tokens  # The tokens are squared: a key is stored once.
+    two * heads * config.get("head_dim", wide // heads) * n  # head_dim is hidden_size // num_attention_heads.
+    right / 8  # It is divided by 8: bytes_per_number counts bytes already.
     right * 8  # These are bits: a byte is one.
     right / 2**10; right / 2**20  # This is in KiB or MiB: return bytes.
     two * heads * d * tokens * 2  # Two bytes per number are fixed: use bytes_per_number.
