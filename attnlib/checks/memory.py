@@ -26,10 +26,10 @@ def joint(local: Tensor, a: Tensor, remote: Tensor, b: Tensor) -> Tensor:  # a a
     return share * remote + (1 - share) * local
 
 
-def kept(scores: Tensor, top_k: int, fill: float = -torch.inf) -> Tensor:
-    """Scores with all but the best of each row filled."""
-    best = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
-    return scores.masked_fill(~best, fill)
+def kept(scores: Tensor, top_k: int, fill: float = -torch.inf, dim: int = -1, largest: bool = True) -> Tensor:
+    """Scores with all but the best along an axis filled."""
+    ids = scores.topk(min(top_k, scores.shape[dim]), dim, largest).indices
+    return scores.masked_fill(~torch.zeros_like(scores, dtype=torch.bool).scatter(dim, ids, True), fill)
 
 
 KEY_SIZES = ((3, 4, 7, 6, 5), (2, 3, 5, 2, 7), (1, 1, 3, 5, 2), (1, 5, 1, 3, 1), (2, 3, 4, 1, 5), (2, 2, 2, 2, 2))
