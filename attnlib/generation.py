@@ -8,7 +8,7 @@ from attnlib._fused import fused_attention
 from attnlib._validate import check_bool, check_counts, check_device, check_divisible, check_input, check_probability
 from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
 from attnlib.kv_cache import Angles, KVCache, check_window
-from attnlib.positions import check_base, check_even, cos_sin, turn
+from attnlib.positions import check_rotary, cos_sin, turn
 
 QUERY_BLOCK = 128  # queries that share a mask, at least
 
@@ -75,9 +75,7 @@ class GroupedQueryAttention(nn.Module):
             raise ValueError(f"num_heads must be divisible by num_kv_heads; got {num_heads=}, {num_kv_heads=}")
         check_bool("rotary", rotary)
         head_dim = d_out // num_heads
-        if rotary:
-            check_even(head_dim)
-        check_base(base)
+        check_rotary(head_dim if rotary else 0, base)
         check_window(window, sinks)
         check_probability("dropout", dropout)
         self.d_in, self.context_length, self.head_dim = d_in, context_length, head_dim

@@ -38,7 +38,6 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
             [0., 1.]])
     """
     check_tensor("x", x, "... tokens head_dim")
-    check_even(x.shape[-1])
     if not isinstance(positions, Tensor) or positions.dtype == torch.bool or positions.is_complex():
         got = positions.dtype if isinstance(positions, Tensor) else type(positions).__name__
         raise TypeError(f"positions must be a tensor of numbers; got {got}")
@@ -46,7 +45,7 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
     if positions.ndim >= x.ndim or any(p not in (1, s) for p, s in zip(positions.shape[::-1], x.shape[-2::-1])):
         expected = ", ".join([*map(str, x.shape[:-2]), f"tokens={x.shape[-2]}"])
         raise ValueError(f"positions must broadcast to ({expected}); got {tuple(positions.shape)}")
-    check_base(base)
+    check_rotary(x.shape[-1], base)
     check_layout("layout", layout)
     cos, sin = cos_sin(positions, x.shape[-1], base, layout)
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -94,19 +93,14 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     if not rows or rows % (2 * num_heads):
         expected, got = f"num_heads={num_heads} heads of an even number of rows", tuple(weight.shape)
         raise ValueError(f"weight must have {expected}; got shape {got}")
-    half = rows // num_heads // 2
-    cut = (num_heads, half, 2) if to == "halves" else (num_heads, 2, half)
+    cut = (num_heads, -1, 2) if to == "halves" else (num_heads, 2, -1)
     return weight.unflatten(0, cut).transpose(1, 2).flatten(0, 2)
 
 
-def check_even(head_dim: int) -> None:
-    """Components must come in pairs."""
+def check_rotary(head_dim: int, base: object) -> None:
+    """Components come in pairs, and the base is a positive number."""
     if head_dim % 2:
         raise ValueError(f"head_dim must be even, because components turn in pairs; got {head_dim}")
-
-
-def check_base(base: object) -> None:
-    """A positive number."""
     if not isinstance(base, (int, float)) or isinstance(base, bool):
         raise TypeError(f"base must be a number; got {type(base).__name__}")
     if not base > 0:

@@ -216,6 +216,7 @@ def test_a_single_row_without_a_batch(options):
     assert_close(in_pieces(layer, x[0], [4, 1, 6]), layer(x)[0], **EXACT)
     real = torch.arange(TOKENS) >= 3
     assert_close(in_pieces(layer, x[0], [4, 1, 6], real), layer(x[0], key_mask=real), **EXACT)
+    assert_close(layer.attention_weights(x[0]), layer.attention_weights(x)[0], **EXACT)
 
 
 @windows
