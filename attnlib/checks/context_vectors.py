@@ -100,14 +100,13 @@ check_context_vectors = Exercise(
     + [(draw(23, (6, 3))[0] * torch.tensor([30.0, 0.0, 0.1, 5.0, 1.0, 20.0])[:, None],)]  # scores far apart
     + [(draw(24, (3, 4, 2))[0] * torch.tensor([40.0, 0.1, 1.0])[:, None, None],)],
     """
-    scores = tokens @ tokens.mT
+    scores = tokens @ tokens.mT; over = lambda dim: scores.softmax(dim) @ tokens
     scores @ tokens  # Softmax is missing: raw scores do not sum to one, so this is not an average.
     share(scores.exp()) @ tokens  # exp overflows for long tokens: use softmax.
     share((scores - scores.max()).exp()) @ tokens  # All rows lose one largest score: use softmax.
-    scores.softmax(1) @ tokens  # dim=1 is the keys for one sentence, and the queries in a batch: use dim=-1.
-    scores.softmax(-2) @ tokens; scores.softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1.
+    over(1)  # dim=1 is the keys for one sentence, and the queries in a batch: use dim=-1.
+    over(0); over(-2); scores.softmax(-1).mT @ tokens  # Each row of weights must sum to one: dim=-1.
     share(scores) @ tokens  # The exp is missing: negative scores give negative weights.
-    scores.softmax(0) @ tokens  # The softmax runs over the first axis: it must run over the keys, dim=-1.
     (scores / tokens.shape[-1] ** 0.5).softmax(-1) @ tokens  # The root comes in notebook 02: leave it out.
     F.cosine_similarity(tokens[..., None, :], tokens.unsqueeze(-3), -1).softmax(-1) @ tokens  # Use plain dot products.
     scores.exp() @ tokens  # The exponentials are not divided by their sum, so this is not an average yet.

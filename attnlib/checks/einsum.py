@@ -121,8 +121,7 @@ check_head_output = Exercise(
     out("bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # Move q before heads, then merge.
     joined("bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
     joined("bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
-    joined("bhqk,bkgd->bqgd")  # heads needs one name: here the weights of all heads are summed.
-    joined("bhqk,bkgd->bqhd")  # heads needs one name: here the values of all heads are summed.
+    joined("bhqk,bkgd->bqgd"); joined("bhqk,bkgd->bqhd")  # heads needs one name: two names are summed separately.
     joined("bhqk,ckhd->bqhd")  # batch needs one name: here the values of all sentences are summed.
     out("bhqk,bkhd->bqd")  # The heads are added up: they belong on the right of the arrow too.
     head_output(pattern.softmax(-1), value)  # The pattern has its softmax already: a second one evens out the weights.
@@ -150,9 +149,7 @@ check_einsum_attention = Exercise(
     over(1)  # The scale is missing: divide the scores by √d before softmax.
     over(1) / d**0.5  # The scale belongs inside the softmax.
     average(s)  # The softmax is missing: scores are not yet weights.
-    over(x.shape[-1])  # The scale is √d_model: it must be √d.
-    over(len(W_query))  # The scale is √heads: it must be √d.
-    over(x.shape[1])  # The scale is √tokens: it must be √d.
+    over(x.shape[-1]); over(len(W_query)); over(x.shape[1])  # This is √d_model, √heads or √tokens: it must be √d.
     over(d**2)  # The scores are divided by d: take its root.
     average(s.softmax(-2))  # Softmax runs over queries: use dim=-1.
     average(s.softmax(1))  # Softmax runs over heads: use dim=-1.

@@ -107,8 +107,7 @@ check_rotate = Exercise(
     rotate(x, positions + 1, base)  # All positions are one too large: use them as they are.
     rotate(x, positions, 10_000.0)  # The base is fixed at 10,000: use the argument.
     rotate(x, positions, 1 / base)  # Later pairs turn faster: the power of the base is negative.
-    rotate(x, positions, base**0.5)  # The power is −i / head_dim: it must be −2i / head_dim.
-    rotate(x, positions, base**2)  # The power is −4i / head_dim: it must be −2i / head_dim.
+    rotate(x, positions, base**0.5); rotate(x, positions, base**2)  # The power of the base must be −2i / head_dim.
     rotate(x, positions, base**half); rotate(x, positions, base ** (2 * half))  # The power must be −2i / head_dim.
     rotate(x, positions * base ** (-1 / half), base)  # The pairs are counted from 1: the first i is 0.
     rotate(x, positions, 1.0)  # All pairs turn by the same angle: later ones turn more slowly.

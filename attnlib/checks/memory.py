@@ -66,8 +66,7 @@ check_memory_scores = Exercise(
     d = query.shape[-1]; dots = lambda size=1, names="bhsd,bhsdk->bhsk": torch.einsum(names, query, keys) / size**0.5
     dots()  # The scores are not scaled: divide by the root of head_dim.
     dots(d**2)  # The scores are divided by head_dim: divide by its root, once.
-    dots(keys.shape[-1]); dots(query.shape[1]); dots(query.shape[2])  # The scale must be √head_dim.
-    dots(query.shape[1] * query.shape[3])  # The scale is √embed_dim: it must be √head_dim.
+    dots(keys.shape[-1]); dots(query.shape[1]); dots(query.shape[2]); dots(query.shape[1] * d)  # Use √head_dim.
     dots(1 / d)  # The scores are multiplied by the root of head_dim: divide by it.
     memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
     query.unsqueeze(2) @ keys; query @ keys  # Queries meet every token's memories, and the scale is missing.

@@ -154,10 +154,9 @@ check_multi_head = Exercise(
     run = lambda **change: join_heads(heads_with(**change)); weigh = lambda weights: run(weigh=weights)
     straight = lambda x, n: x.view(x.shape[0], n, x.shape[1], -1); uncrossed = lambda x, n: x.view(*x.shape[:2], n, -1)
     mixed = lambda heads: heads.permute(0, 2, 3, 1).flatten(-2)
-    run(by=query.shape[-1] ** 0.5)  # This is √d_out: use √head_dim.
+    run(by=query.shape[-1] ** 0.5); run(by=query.shape[1] ** 0.5)  # This is √d_out or √tokens: use √head_dim.
     run(by=1.0)  # The scale is missing: divide the scores by √head_dim.
     run(by=query.shape[-1] / num_heads)  # This is head_dim: divide by its root.
-    run(by=query.shape[1] ** 0.5)  # This is √tokens: use √head_dim.
     weigh(lambda s: s.softmax(-1))  # The future is not hidden.
     weigh(lambda s: hidden(s, later(s, 0)))  # The diagonal is hidden too: use triu(1).
     weigh(lambda s: hidden(s, fill=-100)); weigh(lambda s: hidden(s, fill=-1e9))  # Real scores may be lower: use −inf.
