@@ -3,11 +3,18 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from attnlib._validate import check_count, check_options, check_same, check_shape, check_tensor
-from attnlib.attend import Attended, _softmax, without_autocast
+from attnlib._validate import (
+    check_boolean,
+    check_count,
+    check_device,
+    check_options,
+    check_same,
+    check_shape,
+    check_tensor,
+)
+from attnlib.attend import Attended, _average
 
 
 class MemoryHits(NamedTuple):
@@ -65,17 +72,13 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
     >>> keys.shape, values.shape
     (torch.Size([2, 3, 7, 4, 5]), torch.Size([2, 3, 7, 5, 4]))
     """
-    check_tensor("stacked", stacked)
-    check_shape("stacked", stacked, "b_s seq_len top_k two embed_dim", {"two": 2})
+    check_tensor("stacked", stacked, "b_s seq_len top_k two embed_dim", {"two": 2})
     check_count("num_heads", num_heads)
     embed_dim = stacked.shape[-1]
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be divisible by num_heads; got {embed_dim} and num_heads={num_heads}")
-    keys, values = stacked.unbind(-2)  # (b_s, seq_len, top_k, embed_dim), twice
-    keys = keys.unflatten(-1, (num_heads, -1))  # (b_s, seq_len, top_k, num_heads, head_dim)
-    values = values.unflatten(-1, (num_heads, -1))
-    keys = keys.permute(0, 3, 1, 4, 2)  # (b_s, num_heads, seq_len, head_dim, top_k)
-    return keys, values.permute(0, 3, 1, 2, 4)  # (b_s, num_heads, seq_len, top_k, head_dim)
+    keys, values = stacked.unflatten(-1, (num_heads, -1)).unbind(3)  # (b_s, seq_len, top_k, num_heads, head_dim) each
+    return keys.permute(0, 3, 1, 4, 2), values.permute(0, 3, 1, 2, 4)
 
 
 def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) -> Attended:
@@ -129,27 +132,20 @@ def best_first(scores: Tensor, ids: Tensor) -> Tensor:
 
 def average_values(scores: Tensor, values: Tensor, dropout_p: float = 0.0) -> Attended:
     """Softmax over the memories of each token, and the average of their values."""
-    weights, logsumexp = _softmax(scores)  # (batch, heads, tokens, top_k)
-    weights = F.dropout(weights, dropout_p).unsqueeze(-2)
-    with without_autocast(scores.device):
-        output = (weights @ values.to(weights.dtype)).squeeze(-2)  # (batch, heads, tokens, value_dim)
-    return Attended(output.to(values.dtype), logsumexp)
+    output, logsumexp = _average(scores.unsqueeze(-2), values, dropout_p)  # as a single query for each token
+    return Attended(output.squeeze(-2), logsumexp.squeeze(-1))
 
 
 def check_hits(query: Tensor, hits: MemoryHits) -> None:
     """Raise unless the query and its hits fit together."""
-    check_tensor("query", query)
-    check_shape("query", query, "batch heads tokens head_dim")
+    check_tensor("query", query, "batch heads tokens head_dim")
     if not isinstance(hits, MemoryHits):
         raise TypeError(f"hits must be MemoryHits; got {type(hits).__name__}")
     check_tensor("hits.keys", hits.keys)
     check_tensor("hits.values", hits.values)
-    if not isinstance(hits.mask, Tensor) or hits.mask.dtype != torch.bool:
-        got = getattr(hits.mask, "dtype", type(hits.mask).__name__)
-        raise TypeError(f"hits.mask must be a boolean tensor, True = a memory; got {got}")
+    check_boolean("hits.mask", hits.mask, "a memory")
     check_same(query=query, **{"hits.keys": hits.keys, "hits.values": hits.values})
-    if hits.mask.device != query.device:
-        raise ValueError(f"hits.mask must be on the device of query, {query.device}; got {hits.mask.device}")
+    check_device("hits.mask", hits.mask, "query", query.device)
     sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), query.shape))
     if hits.keys.ndim == 5 and hits.keys.shape[1] == 1:
         sizes["heads"] = 1

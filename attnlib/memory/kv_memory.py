@@ -302,17 +302,13 @@ class KVMemory:
         return [range(first, end) for first, end in zip(firsts, self._next)]
 
     def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
-        """The memories with these ids, −1 = none, best first; their scores carry the gradient of the query."""
-        keys = self._copy(self._keys, ids)  # (batch, heads, tokens, top_k, head_dim)
-        scores = score_keys(query, keys, ids >= 0)
-        found = ids.masked_fill(~(scores > -torch.inf), -1)  # NaN and −inf find nothing
-        scores = scores.masked_fill(found < 0, -torch.inf)
-        order = best_first(scores.detach(), found)
-        found = found.gather(-1, order)
-        if not torch.equal(found, ids):  # the search rounded differently
-            ids, scores = found, scores.gather(-1, order)
-            keys = keys.take_along_dim(order.unsqueeze(-1), dim=3).masked_fill_((ids < 0).unsqueeze(-1), 0)
-        return MemoryHits(keys, self._copy(self._values, ids), scores, ids, ids >= 0)
+        """The memories with these ids, −1 = none, in any order; their scores carry the gradient of the query."""
+        scores = score_keys(query, self._copy(self._keys, ids), ids >= 0)
+        ids = ids.masked_fill(~(scores > -torch.inf), -1)  # NaN and −inf find nothing
+        order = best_first(scores.detach().masked_fill(ids < 0, -torch.inf), ids)
+        ids = ids.gather(-1, order)
+        scores = scores.gather(-1, order).masked_fill(ids < 0, -torch.inf)
+        return MemoryHits(self._copy(self._keys, ids), self._copy(self._values, ids), scores, ids, ids >= 0)
 
     @torch.no_grad()
     def _copy(self, ring: Tensor, ids: Tensor) -> Tensor:
@@ -320,7 +316,7 @@ class KVMemory:
         pairs = torch.arange(self.batch_size * self.num_heads, device=ring.device).view(*ring.shape[:2], 1, 1)
         slots = (pairs * self.capacity + ids % self.capacity).flatten()
         copy = ring.flatten(0, 2).index_select(0, slots).view(*ids.shape, ring.shape[-1])
-        return copy.masked_fill_((ids < 0).unsqueeze(-1), 0)
+        return copy.masked_fill_(ids.unsqueeze(-1) < 0, 0) if (ids < 0).any() else copy
 
     @_uncompiled
     def _guard(self, output: Tensor) -> Tensor:

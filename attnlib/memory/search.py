@@ -11,8 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnlib.memory.hits import best_first
-
 QUERIES = 512  # searched together
 BLOCK_SCORES = 2**19  # of one block of keys: 2 MiB in float32, which stay in the cache until their groups are formed
 ALL_SCORES = 2**20  # if those of all keys are held, for fewer queries at a time: 4 MiB in float32, or 16 for 64
@@ -35,25 +33,22 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int) -> Tensor:
         top_k: how many to find; at most as many as are held.
 
     Returns:
-        int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first. A score of NaN or −inf
-        finds nothing, and the remaining ids are −1.
+        int64 (batch, heads, tokens, top_k), in any order; of equal scores the greater ids are found. A score of NaN or
+        −inf finds nothing, and its id is −1.
     """
     queries, keys = query.flatten(0, 1), ring.flatten(0, 1)  # (pairs, tokens, head_dim), (pairs, capacity, head_dim)
     queries = queries.to(torch.promote_types(query.dtype, torch.float32))
     pairs, tokens, _ = queries.shape
     found = torch.empty(pairs, tokens, top_k, dtype=torch.int64, device=query.device)
-    few = len(held) <= max(FEW, FAN * top_k)
-    at_once = max(1, ALL_SCORES // len(held), min(64, 4 * ALL_SCORES // len(held))) if few else QUERIES
+    search, at_once = _tournament, QUERIES
+    if len(held) <= max(FEW, FAN * top_k):
+        search, at_once = _all_scored, max(1, ALL_SCORES // len(held), min(64, 4 * ALL_SCORES // len(held)))
     token_step = max(1, min(tokens, at_once))
     pair_step = max(1, at_once // token_step)
     for pair in range(0, pairs, pair_step):
         for token in range(0, tokens, token_step):
             part = slice(pair, pair + pair_step), slice(token, token + token_step)
-            some_queries, some_keys = queries[part], keys[part[0]]
-            if few:
-                found[part] = _all_scored(some_queries, some_keys, held, top_k)
-            else:
-                found[part] = _tournament(some_queries, some_keys, held, top_k)
+            found[part] = search(queries[part], keys[part[0]], held, top_k)
     return found.view(*query.shape[:3], top_k)
 
 
@@ -98,18 +93,18 @@ def _last_of_equals(scores: Tensor, top_k: int) -> Tensor:
     return (above | (equal & last_ones)).nonzero()[:, 1].view(-1, top_k)
 
 
+def _found(scores: Tensor, ids: Tensor, top_k: int) -> Tensor:
+    """The ids of the top_k best scores, −1 in place of those whose score is −inf."""
+    position = top_newest(scores, top_k)
+    return ids.expand_as(scores).gather(-1, position).masked_fill_(scores.gather(-1, position) == -torch.inf, -1)
+
+
 def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int) -> Tensor:
     """``best_ids`` with the scores of all keys held at once: (pairs, tokens, top_k)."""
-    scores = [query @ keys[:, slots].to(query.dtype).mT for slots in _slots(held, keys.shape[1])]
+    parts = [keys[:, slots.start : slots.stop] for slots in _slots(held, keys.shape[1]) if slots]
+    scores = [query @ part.to(query.dtype).mT for part in parts]
     all_scores = _without_nan(scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1))  # (pairs, tokens, held)
-    position = top_newest(all_scores, top_k)
-    return _sorted(all_scores.gather(-1, position), position + held.start)
-
-
-def _sorted(scores: Tensor, ids: Tensor) -> Tensor:
-    """The ids, best first, with −1 in place of those whose score is −inf."""
-    order = best_first(scores, ids)
-    return ids.gather(-1, order).masked_fill_(scores.gather(-1, order) == -torch.inf, -1)
+    return _found(all_scores, torch.arange(held.start, held.stop, device=query.device), top_k)
 
 
 def _without_nan(scores: Tensor) -> Tensor:
@@ -122,57 +117,46 @@ def _without_nan(scores: Tensor) -> Tensor:
 def _tournament(query: Tensor, keys: Tensor, held: range, top_k: int) -> Tensor:
     """``best_ids`` for many keys: (pairs, tokens, top_k)."""
     pairs, tokens, _ = query.shape
-    group = GROUP
-    at_once = BLOCK_SCORES if query.device.type == "cpu" else 8 * BLOCK_SCORES  # fewer, larger kernels
-    block = max(FAN * group, at_once // (pairs * tokens))
-    find_maxima = _group_maxima(query, group, max(1, block // group))
+    find_maxima = _group_maxima(query)
     scores = query.new_empty(pairs, tokens, 0)  # of the best groups so far
     firsts = torch.empty(pairs, tokens, 0, dtype=torch.int64, device=query.device)  # the first id of each
-    singles = []  # ids too few to form a group: at the start of the older slots, at the end of the newer
-    next_id = held.start
-    for index, slots in enumerate(_slots(held, keys.shape[1])):
-        size = slots.stop - slots.start
-        single = size % group
-        if index == 0:
-            singles.append(range(next_id, next_id + single))
-            next_id, slots = next_id + single, slice(slots.start + single, slots.stop)
-        else:
-            singles.append(range(held.stop - single, held.stop))
-            slots = slice(slots.start, slots.stop - single)
-        for start in range(slots.start, slots.stop, WINDOW * group):
-            some = keys[:, start : min(start + WINDOW * group, slots.stop)]
+    older, newer = _slots(held, keys.shape[1])
+    before, after = len(older) % GROUP, len(newer) % GROUP  # the first and last ids, too few to form a group
+    next_id = held.start + before
+    for slots in (older[before:], newer[: len(newer) - after]):
+        for start in range(slots.start, slots.stop, WINDOW * GROUP):
+            some = keys[:, start : min(start + WINDOW * GROUP, slots.stop)]
             maxima = find_maxima(some)  # (pairs, tokens, groups)
             winners = top_newest(maxima, top_k)  # (pairs, tokens, top_k)
             scores = torch.cat((scores, maxima.gather(-1, winners)), dim=-1)
-            firsts = torch.cat((firsts, next_id + winners * group), dim=-1)
+            firsts = torch.cat((firsts, next_id + winners * GROUP), dim=-1)
             stay = top_newest(scores, top_k)
             scores, firsts = scores.gather(-1, stay), firsts.gather(-1, stay)
             next_id += some.shape[1]
-    within = torch.arange(group, device=query.device)
-    grouped = (firsts.unsqueeze(-1) + within).flatten(-2)  # (pairs, tokens, groups * group), ascending
-    before, after = (
-        torch.tensor(list(ids), dtype=torch.int64, device=query.device).expand(pairs, tokens, -1)
-        for ids in (*singles, range(0))[:2]
-    )
-    return _best_candidates(query, keys, torch.cat((before, grouped, after), dim=-1), top_k)
+    ends = ((held.start, held.start + before), (held.stop - after, held.stop))
+    first, last = (torch.arange(*ids, device=query.device).expand(pairs, tokens, -1) for ids in ends)
+    grouped = (firsts.unsqueeze(-1) + torch.arange(GROUP, device=query.device)).flatten(-2)
+    return _best_candidates(query, keys, torch.cat((first, grouped, last), dim=-1), top_k)  # ids in ascending order
 
 
-def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[Tensor], Tensor]:
-    """Make a function from keys (pairs, groups · group, head_dim) to the best score of each group, (pairs, tokens,
+def _group_maxima(query: Tensor) -> Callable[[Tensor], Tensor]:
+    """Make a function from keys (pairs, groups · GROUP, head_dim) to the best score of each group, (pairs, tokens,
     groups). Each call overwrites the result of the one before, which saves allocating fresh memory."""
     pairs, tokens, _ = query.shape
+    at_once = BLOCK_SCORES if query.device.type == "cpu" else 8 * BLOCK_SCORES  # fewer, larger kernels
+    step = max(FAN, at_once // (pairs * tokens) // GROUP)  # groups
     columns = query.mT.contiguous()  # (pairs, head_dim, tokens)
-    block = query.new_empty(pairs * groups_at_once * group * tokens)
+    block = query.new_empty(pairs * step * GROUP * tokens)
     window = query.new_empty(pairs, tokens, WINDOW + PAD)
 
     def find(keys: Tensor) -> Tensor:
-        groups = keys.shape[1] // group
-        for start in range(0, groups, groups_at_once):
-            stop = min(start + groups_at_once, groups)
-            some = keys[:, start * group : stop * group].to(query.dtype)
+        groups = keys.shape[1] // GROUP
+        for start in range(0, groups, step):
+            stop = min(start + step, groups)
+            some = keys[:, start * GROUP : stop * GROUP].to(query.dtype)
             scores = block[: pairs * some.shape[1] * tokens].view(pairs, -1, tokens)
             torch.bmm(some, columns, out=scores)  # (pairs, keys, tokens)
-            groups_of_keys = scores.unflatten(1, (stop - start, group))
+            groups_of_keys = scores.unflatten(1, (stop - start, GROUP))
             maxima = groups_of_keys.amax(2)  # (pairs, groups, tokens)
             if maxima.sum().isnan():
                 maxima = _without_nan(groups_of_keys).amax(2)
@@ -183,7 +167,7 @@ def _group_maxima(query: Tensor, group: int, groups_at_once: int) -> Callable[[T
 
 
 def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Score the keys with these ids, (pairs, tokens, candidates) in ascending order; return the best, best first."""
+    """The best of the keys with these ids, (pairs, tokens, candidates) in ascending order: (pairs, tokens, top_k)."""
     pairs, tokens, head_dim = query.shape
     capacity, candidates = keys.shape[1], ids.shape[-1]
     first_slots = capacity * torch.arange(pairs, device=query.device)
@@ -195,15 +179,11 @@ def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Te
         some = slots[start : start + step]
         found = flat_keys.index_select(0, some.flatten()).view(len(some), candidates, head_dim).to(query.dtype)
         torch.bmm(flat_query[start : start + step], found.mT, out=scores[start : start + step])
-    scores = _without_nan(scores).squeeze(1)
-    position = top_newest(scores, top_k)  # (pairs * tokens, top_k)
-    return _sorted(scores.gather(-1, position), ids.gather(-1, position)).view(pairs, tokens, top_k)
+    return _found(_without_nan(scores).squeeze(1), ids, top_k).view(pairs, tokens, top_k)
 
 
-def _slots(held: range, capacity: int) -> list[slice]:
-    """The slots of these ids in the ring, oldest first: one slice, or two if they wrap around its end."""
+def _slots(held: range, capacity: int) -> tuple[range, range]:
+    """The slots of these ids, oldest first: up to the end of the ring, then from its start if they wrap around."""
     start = held.start % capacity
-    stop = start + len(held)
-    if stop <= capacity:
-        return [slice(start, stop)]
-    return [slice(start, capacity), slice(0, stop - capacity)]
+    stop = min(start + len(held), capacity)
+    return range(start, stop), range(start + len(held) - stop)
