@@ -119,6 +119,12 @@ def check_count(name: str, value: object, *, at_least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {at_least}; got {value}")
 
 
+def check_dtype(dtype: object) -> None:
+    """TypeError unless the dtype of floating-point numbers."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
+
+
 def check_probability(name: str, value: object) -> None:
     """A probability of dropping: a number in [0, 1]."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_counts, check_device, check_shape, check_tensor
+from attnlib._validate import check_counts, check_device, check_dtype, check_tensor
 from attnlib.attend import without_autocast
 
 
@@ -54,8 +54,7 @@ def random_rotations(
     if num_buckets % 2:
         raise ValueError(f"num_buckets must be even: each direction gives two; got {num_buckets}")
     dtype = dtype or torch.get_default_dtype()
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
+    check_dtype(dtype)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator; got {type(generator).__name__}")
@@ -88,8 +87,7 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     >>> hash_buckets(vectors, east_and_north)
     tensor([[[[0, 1, 2, 3]]]])
     """
-    check_tensor("vectors", vectors)
-    check_shape("vectors", vectors, "batch heads tokens head_dim")
+    check_tensor("vectors", vectors, "batch heads tokens head_dim")
     check_rotations(rotations, vectors, "vectors")
     return find_buckets(vectors.detach(), rotations.detach())
 

@@ -8,7 +8,15 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_count, check_key_mask, check_same, check_shape, check_tensor
+from attnlib._validate import (
+    check_count,
+    check_counts,
+    check_dtype,
+    check_key_mask,
+    check_same,
+    check_shape,
+    check_tensor,
+)
 from attnlib.attend import without_autocast
 from attnlib.memory.hits import MemoryHits, best_first, score_keys
 from attnlib.memory.search import best_ids
@@ -113,11 +121,9 @@ class KVMemory:
     ) -> None:
         value_dim = head_dim if value_dim is None else value_dim
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        sizes = {"capacity": capacity, "num_heads": num_heads, "head_dim": head_dim, "value_dim": value_dim}
-        for name, size in {**sizes, "batch_size": batch_size}.items():
-            check_count(name, size)
-        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise TypeError(f"dtype must be a floating-point dtype; got {dtype}")
+        check_counts(capacity=capacity, num_heads=num_heads, head_dim=head_dim, value_dim=value_dim)
+        check_count("batch_size", batch_size)
+        check_dtype(dtype)
         self.capacity, self.num_heads, self.batch_size = capacity, num_heads, batch_size
         self.head_dim, self.value_dim = head_dim, value_dim
         with torch.inference_mode(False):  # a memory may be made in inference mode and used outside it
@@ -164,10 +170,8 @@ class KVMemory:
             RuntimeError: a forward has read the memory without gradients, as a reentrant checkpoint does, and has not
                 been recomputed; this would change what it recomputes from. Under ``torch.no_grad()`` it is allowed.
         """
-        sizes = {"batch": self.batch_size, "heads": self.num_heads}
-        self._check("key", key, "batch heads tokens head_dim", {**sizes, "head_dim": self.head_dim})
-        sizes["tokens"] = key.shape[2]
-        self._check("value", value, "batch heads tokens value_dim", {**sizes, "value_dim": self.value_dim})
+        self._check("key", key, "tokens head_dim", head_dim=self.head_dim)
+        self._check("value", value, "tokens value_dim", tokens=key.shape[2], value_dim=self.value_dim)
         if key_mask is None:
             key_mask = torch.ones(self.batch_size, key.shape[2], dtype=torch.bool, device=self.device)
         check_key_mask(key_mask, key[:, 0])
@@ -202,11 +206,10 @@ class KVMemory:
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device=self.device)
         held = self._held()
         alike = all(of_row == held[0] for of_row in held)  # then all rows are searched together
-        for row, of_row in enumerate(held[:1] if alike else held):
-            if of_row:
-                rows = slice(None) if alike else slice(row, row + 1)
-                width = min(top_k, len(of_row))
-                with without_autocast(self.device):
+        with without_autocast(self.device):
+            for row, of_row in enumerate(held[:1] if alike else held):
+                rows, width = slice(None) if alike else slice(row, row + 1), min(top_k, len(of_row))
+                if of_row:
                     ids[rows, ..., :width] = best_ids(query[rows], self._keys[rows], of_row, width)
         return self._fetch(query, ids)
 
@@ -302,13 +305,16 @@ class KVMemory:
         return [range(first, end) for first, end in zip(firsts, self._next)]
 
     def _fetch(self, query: Tensor, ids: Tensor) -> MemoryHits:
-        """The memories with these ids, −1 = none, in any order; their scores carry the gradient of the query."""
-        scores = score_keys(query, self._copy(self._keys, ids), ids >= 0)
-        ids = ids.masked_fill(~(scores > -torch.inf), -1)  # NaN and −inf find nothing
-        order = best_first(scores.detach().masked_fill(ids < 0, -torch.inf), ids)
-        ids = ids.gather(-1, order)
-        scores = scores.gather(-1, order).masked_fill(ids < 0, -torch.inf)
-        return MemoryHits(self._copy(self._keys, ids), self._copy(self._values, ids), scores, ids, ids >= 0)
+        """The memories with these ids, −1 = none, best first; their scores carry the gradient of the query."""
+        keys = self._copy(self._keys, ids)  # (batch, heads, tokens, top_k, head_dim)
+        scores = score_keys(query, keys, ids >= 0)
+        found = ids.masked_fill(~(scores > -torch.inf), -1)  # NaN and −inf find nothing
+        scores = scores.masked_fill(found < 0, -torch.inf)
+        order = best_first(scores.detach(), found)
+        found = found.gather(-1, order)
+        if not torch.equal(found, ids):  # the search rounded differently
+            ids, scores, keys = found, scores.gather(-1, order), self._copy(self._keys, found)
+        return MemoryHits(keys, self._copy(self._values, ids), scores, ids, ids >= 0)
 
     @torch.no_grad()
     def _copy(self, ring: Tensor, ids: Tensor) -> Tensor:
@@ -316,7 +322,7 @@ class KVMemory:
         pairs = torch.arange(self.batch_size * self.num_heads, device=ring.device).view(*ring.shape[:2], 1, 1)
         slots = (pairs * self.capacity + ids % self.capacity).flatten()
         copy = ring.flatten(0, 2).index_select(0, slots).view(*ids.shape, ring.shape[-1])
-        return copy.masked_fill_(ids.unsqueeze(-1) < 0, 0) if (ids < 0).any() else copy
+        return copy.masked_fill_(ids.unsqueeze(-1) < 0, 0)
 
     @_uncompiled
     def _guard(self, output: Tensor) -> Tensor:
@@ -336,11 +342,10 @@ class KVMemory:
         self._writes += 1
 
     def _check_query(self, query: Tensor, top_k: int) -> None:
-        sizes = {"batch": self.batch_size, "heads": self.num_heads, "head_dim": self.head_dim}
-        self._check("query", query, "batch heads tokens head_dim", sizes)
+        self._check("query", query, "tokens head_dim", head_dim=self.head_dim)
         check_count("top_k", top_k)
 
-    def _check(self, name: str, tensor: Tensor, axes: str, sizes: dict[str, int]) -> None:
-        check_tensor(name, tensor)
-        check_shape(name, tensor, axes, sizes)
+    def _check(self, name: str, tensor: Tensor, axes: str, **sizes: int) -> None:
+        sizes |= {"batch": self.batch_size, "heads": self.num_heads}
+        check_tensor(name, tensor, f"batch heads {axes}", sizes)
         check_same(memory=self._keys, **{name: tensor})

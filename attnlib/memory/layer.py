@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_count, check_input, check_probability
+from attnlib._validate import check_counts, check_divisible, check_input, check_probability
 from attnlib.attend import (
-    Attended,
-    _attention_weights,
     _average,
     _scores,
     _softmax,
@@ -80,23 +78,19 @@ class MemoryAttention(nn.Module):
         head_dim: int | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"d_in": d_in, "d_out": d_out, "context_length": context_length, "num_heads": num_heads}
-        for name, size in {**sizes, "top_k": top_k}.items():
-            check_count(name, size)
+        check_counts(d_in=d_in, d_out=d_out, context_length=context_length, num_heads=num_heads, top_k=top_k)
         check_probability("dropout", dropout)
         if fusion not in ("joint", "gate"):
             raise ValueError(f'fusion must be "joint" or "gate"; got {fusion!r}')
         if head_dim is None:
-            if d_out % num_heads:
-                raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")
+            check_divisible(d_out, num_heads)
             head_dim = d_out // num_heads
-        check_count("head_dim", head_dim)
+        check_counts(head_dim=head_dim)
         self.d_in, self.context_length, self.num_heads, self.head_dim = d_in, context_length, num_heads, head_dim
         self.top_k, self.fusion = top_k, fusion
-        self.W_query = nn.Linear(d_in, num_heads * head_dim, bias=qkv_bias)
-        self.W_key = nn.Linear(d_in, num_heads * head_dim, bias=qkv_bias)
-        self.W_value = nn.Linear(d_in, num_heads * head_dim, bias=qkv_bias)
-        self.out_proj = nn.Linear(num_heads * head_dim, d_out)
+        width = num_heads * head_dim
+        self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, width, bias=qkv_bias) for _ in range(3))
+        self.out_proj = nn.Linear(width, d_out)
         self.dropout = nn.Dropout(dropout)
         self.log_temperature = nn.Parameter(torch.full((num_heads,), math.log(0.1)))
         self.gate = nn.Parameter(torch.zeros(num_heads)) if fusion == "gate" else None
@@ -137,7 +131,12 @@ class MemoryAttention(nn.Module):
         else:
             hits = self._find(query, memory)
             local = _average(_scores(query, key, visible, True, 1.0), value, dropout_p)
-            heads = self._fuse(local, average_values(hits.scores, hits.values.to(value.dtype), dropout_p))
+            remote = average_values(hits.scores, hits.values.to(value.dtype), dropout_p)
+            if self.gate is None:
+                heads = merge([local, remote]).output
+            else:
+                share = _memory_share(self.gate, hits).to(value.dtype)
+                heads = share * remote.output + (1 - share) * local.output
         joined = join_heads(heads)  # (batch, tokens, num_heads * head_dim)
         context = self.out_proj(blank(joined, None if visible is None else visible[:, 0]))
         if isinstance(memory, KVMemory):
@@ -169,16 +168,17 @@ class MemoryAttention(nn.Module):
         then the tokens of x. Rows sum to one, or to zero for padding. ``found`` is top_k, or the memory's
         capacity if that is smaller; 0 without memory. Arguments as in ``forward``."""
         rows, visible = self._rows(x, key_mask)
-        query, (key, value) = self._query(rows), self._key_value(rows)
-        weights = _attention_weights(query, key, visible, is_causal=True, scale=1.0)  # (batch, heads, tokens, tokens)
-        if memory is not None:
-            hits = self._find(query, memory)
-            local = _average(_scores(query, key, visible, True, 1.0), value)
-            remote = average_values(hits.scores, hits.values.to(value.dtype))
-            share = self._memory_share(local, remote).unsqueeze(-1).to(weights.dtype)
-            found, _ = _softmax(hits.scores)  # (batch, num_heads, tokens, found)
-            weights = torch.cat((share * found.to(weights.dtype), (1 - share) * weights), dim=-1)
-        weights = blank(weights, visible)
+        query, (key, _) = self._query(rows), self._key_value(rows)
+        local = _scores(query, key, visible, True, 1.0)  # (batch, num_heads, tokens, tokens)
+        hits = None if memory is None else self._find(query, memory)
+        if hits is None:
+            weights, _ = _softmax(local)
+        elif self.gate is None:
+            weights, _ = _softmax(torch.cat((hits.scores, local), dim=-1))
+        else:
+            share = _memory_share(self.gate, hits)
+            weights = torch.cat((share * _softmax(hits.scores)[0], (1 - share) * _softmax(local)[0]), dim=-1)
+        weights = blank(weights.to(query.dtype), visible)
         return weights if x.ndim == 3 else weights.squeeze(0)
 
     def _rows(self, x: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -214,18 +214,10 @@ class MemoryAttention(nn.Module):
         self._check_memory(memory)
         return memory.search(query.to(memory.dtype), min(self.top_k, memory.capacity))
 
-    def _fuse(self, local: Attended, remote: Attended) -> Tensor:
-        if self.gate is None:
-            return merge([local, remote]).output
-        share = self._memory_share(local, remote).unsqueeze(-1).to(local.output.dtype)
-        return share * remote.output + (1 - share) * local.output
 
-    def _memory_share(self, local: Attended, remote: Attended) -> Tensor:
-        """The share of each token's weight that falls on the memory, (batch, num_heads, tokens); 0 without hits."""
-        if self.gate is None:
-            together = merge([local, remote]).logsumexp
-            return (remote.logsumexp - together.masked_fill(together == -torch.inf, 0.0)).exp()
-        return torch.where(remote.logsumexp == -torch.inf, 0.0, self.gate.sigmoid()[:, None])
+def _memory_share(gate: Tensor, hits: MemoryHits) -> Tensor:
+    """The share of each token's weight that falls on the memory, (batch, num_heads, tokens, 1); 0 without hits."""
+    return gate.sigmoid()[:, None, None].masked_fill((hits.scores == -torch.inf).all(-1, keepdim=True), 0.0)
 
 
 def _unit(vectors: Tensor) -> Tensor:

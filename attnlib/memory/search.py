@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attnlib.memory.hits import best_first
+
 QUERIES = 512  # searched together
 BLOCK_SCORES = 2**19  # of one block of keys: 2 MiB in float32, which stay in the cache until their groups are formed
 ALL_SCORES = 2**20  # if those of all keys are held, for fewer queries at a time: 4 MiB in float32, or 16 for 64
@@ -33,8 +35,8 @@ def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int) -> Tensor:
         top_k: how many to find; at most as many as are held.
 
     Returns:
-        int64 (batch, heads, tokens, top_k), in any order; of equal scores the greater ids are found. A score of NaN or
-        −inf finds nothing, and its id is −1.
+        int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first. A score of NaN or −inf
+        finds nothing, and the remaining ids are −1.
     """
     queries, keys = query.flatten(0, 1), ring.flatten(0, 1)  # (pairs, tokens, head_dim), (pairs, capacity, head_dim)
     queries = queries.to(torch.promote_types(query.dtype, torch.float32))
@@ -94,9 +96,11 @@ def _last_of_equals(scores: Tensor, top_k: int) -> Tensor:
 
 
 def _found(scores: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """The ids of the top_k best scores, −1 in place of those whose score is −inf."""
+    """The ids of the top_k best scores, best first, −1 in place of those whose score is −inf."""
     position = top_newest(scores, top_k)
-    return ids.expand_as(scores).gather(-1, position).masked_fill_(scores.gather(-1, position) == -torch.inf, -1)
+    scores, ids = scores.gather(-1, position), ids.expand_as(scores).gather(-1, position)
+    order = best_first(scores, ids)
+    return ids.gather(-1, order).masked_fill_(scores.gather(-1, order) == -torch.inf, -1)
 
 
 def _all_scored(query: Tensor, keys: Tensor, held: range, top_k: int) -> Tensor:

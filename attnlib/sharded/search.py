@@ -6,7 +6,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attnlib._validate import check_count, check_same, check_shape, check_tensor
 from attnlib.memory import KVMemory, MemoryHits
 from attnlib.memory.hits import best_first, score_keys
 from attnlib.sharded.ring import Ring
@@ -53,11 +52,7 @@ def sharded_search(
     def check() -> None:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
-        check_tensor("query", query)
-        sizes = {"batch": memory.batch_size, "heads": memory.num_heads, "head_dim": memory.head_dim}
-        check_shape("query", query, "batch heads tokens head_dim", sizes)
-        check_count("top_k", top_k)
-        check_same(memory=torch.empty(0, dtype=memory.dtype, device=memory.device), query=query)
+        memory._check_query(query, top_k)
         facts["value_dim of memory"] = memory.value_dim
         content = query.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         facts["content of query"] = f"SHA-256 {hashlib.sha256(content).hexdigest()[:16]}…"
