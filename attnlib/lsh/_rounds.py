@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlib.lsh._sorted import HUGE, LOG2_E, Group, Heads, Layout, Rule
+from attnlib.lsh._sorted import HUGE, LOG2_E, Group, Heads, Layout, Round, Rule
 from attnlib.lsh.hashing import find_buckets
 
 
@@ -48,7 +48,7 @@ def lsh_forward(
 
     ``sizes`` and ``scale`` are a packed ``Rule``.
     """
-    layout = Layout.of(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
+    layout = Layout(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
     chunks, c, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.value_dim
     output = torch.empty_like(value, memory_format=torch.contiguous_format)
     logsumexp = value.new_empty(value.shape[:2], dtype=torch.promote_types(value.dtype, torch.float32))
@@ -56,7 +56,7 @@ def lsh_forward(
     tops, totals = layout.new(2, layout.num_hashes, chunks, c, 1)  # top_i and Σ_j 2^(s_ij − top_i)
     for group in layout.groups():
         for r in range(layout.num_hashes):
-            sorted_heads = group.sort(r)
+            sorted_heads = Round(group, r)
             for first, last in group.blocks():
                 scores, _, _, values = sorted_heads.block(first, last)
                 top = torch.amax(scores, -1, keepdim=True, out=tops[r, first:last])
@@ -101,7 +101,7 @@ def lsh_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query_key and value."""
-    layout = Layout.of(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
+    layout = Layout(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
     chunks, c, d, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.head_dim, layout.value_dim
     grad_query_key, grad_value = torch.empty_like(query_key), torch.empty_like(value)
     # For each token: the gradient of its output, Σ gradient · output, log-sum-exp. Row 0 is for an empty place.
@@ -121,7 +121,7 @@ def lsh_backward(
         whole[of_tokens] = logsumexp[which].reshape(-1, 1)
         as_key, as_value, as_query = (layout.new(total, n).zero_() for n in (d, e, d))
         for r in range(layout.num_hashes):
-            sorted_heads = group.sort(r)
+            sorted_heads = Round(group, r)
             rows = sorted_heads.rows[c:]
             sorted_inner, sorted_whole = (t[rows].view(-1, c, 1) for t in (inner, whole))
             for first, last in group.blocks():
@@ -149,7 +149,7 @@ def lsh_backward(
     return grad_query_key, grad_value
 
 
-# What torch.compile, torch.export and torch.vmap must know about the two operators.
+# What torch.compile, torch.export, torch.vmap must know about the two operators.
 
 
 @lsh_forward.register_fake

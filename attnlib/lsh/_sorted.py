@@ -11,7 +11,6 @@ and there PyTorch's exp is up to sixty times slower on some processors, while ex
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -69,9 +68,9 @@ class Rule(NamedTuple):
 
     def middles(self) -> tuple[float, float]:
         """The middle of the visible range of differences, for the first codes and for the second."""
-        if self.is_causal and not self.across_buckets:
-            return (self.chunk_size + 1) / 2, (self.chunk_size + 1) / 2  # 1 … chunk_size places back
-        return float(self.is_causal), 0.5  # 0 or 1 chunks back
+        places = (self.chunk_size + 1) / 2  # 1 … chunk_size places back
+        chunks = 0.5  # 0 or 1 chunks back
+        return (places, places) if self.is_causal and not self.across_buckets else (float(self.is_causal), chunks)
 
     def penalty(self, own: Tensor, earlier: Iterator[Tensor]) -> Tensor:
         """Turn gaps into penalties, in place: 0 for a visible pair, and at least HUGE/4 for a hidden one.
@@ -98,34 +97,28 @@ class Rule(NamedTuple):
         return own
 
 
-@dataclass(frozen=True)
 class Layout:
-    """The inputs, the rule, and the sizes that follow from both, all fixed before anything is computed."""
+    """The inputs and the rule, the sizes that follow from both, and the buffers that every block uses again."""
 
-    inputs: Heads
-    rule: Rule
-    num_hashes: int
-    tokens: int
-    head_dim: int
-    value_dim: int
-    dtype: torch.dtype
-    device: torch.device
-    chunks: int  # in each head; the last places of the last chunk may be empty
-    span: int  # how many codes a head may use
-    group: int  # heads that are sorted together
-    block: int  # chunks whose scores exist at the same time
+    def __init__(self, inputs: Heads, rule: Rule) -> None:
+        (num_heads, self.num_hashes, self.tokens), c = inputs.order.shape, rule.chunk_size
+        self.inputs, self.rule, self.device = inputs, rule, inputs.value.device
+        self.head_dim, self.value_dim = inputs.query_key.shape[-1], inputs.value.shape[-1]
+        self.chunks = -(-self.tokens // c)  # in each head; the last places of the last chunk may be empty
+        self.span = self.chunks * c + (rule.num_buckets + 2) * max(c, 2)  # how many codes a head may use
+        self.dtype = torch.promote_types(inputs.value.dtype, torch.float32) if self.span < MOST else torch.float64
+        block = max(1, numbers_at_a_time(self.device) // (2 * c * c))
+        self.group = min(num_heads, max(1, min(block // self.chunks, MOST // self.span)))  # heads sorted together
+        self.block = min(block, self.group * self.chunks)  # chunks whose scores exist at the same time
 
-    @classmethod
-    def of(cls, heads: Heads, rule: Rule) -> "Layout":
-        (num_heads, num_hashes, tokens), device = heads.order.shape, heads.value.device
-        c = rule.chunk_size
-        chunks = -(-tokens // c)
-        span = chunks * c + (rule.num_buckets + 2) * max(c, 2)
-        dtype = torch.promote_types(heads.value.dtype, torch.float32) if span < MOST else torch.float64
-        block = max(1, numbers_at_a_time(device) // (2 * c * c))
-        group = min(num_heads, max(1, min(block // chunks, MOST // span)))
-        sizes = num_hashes, tokens, heads.query_key.shape[-1], heads.value.shape[-1]
-        return cls(heads, rule, *sizes, dtype, device, chunks, span, group, min(block, group * chunks))
+        width = self.head_dim + self.value_dim
+        self.table = self.new(1 + self.group * self.tokens, width)  # unit keys and values, in the order of the tokens
+        self.table[0] = 0.0  # for empty places
+        self.places = self.new((1 + self.block) * c, width)  # rows of the table, in sorted order
+        windows = self.windows(self.places)  # so these two are views of places, (block, 2c, …):
+        self.keys, self.values = windows[..., : self.head_dim], windows[..., self.head_dim :]
+        self.queries = self.new(self.block, c, self.head_dim)
+        self.gaps = self.new(min(3, self.num_hashes) if rule.count_once else 1, self.block, c, 2 * c)
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -137,67 +130,34 @@ class Layout:
         return rows.as_strided(size, stride)
 
     def groups(self) -> Iterator["Group"]:
-        """Load one group of heads after another. They share their buffers, so finish with one before the next."""
-        buffers = Buffers.of(self)
-        for first, last in _ranges(len(self.inputs.order), self.group):
-            yield Group.load(self, buffers, slice(first, last))
+        """Load one group of heads after another. They share the buffers, so finish with one before the next."""
+        return (Group(self, slice(first, last)) for first, last in _ranges(len(self.inputs.order), self.group))
 
 
-@dataclass(frozen=True, eq=False)
-class Buffers:
-    """Memory that is allocated once and used for every block."""
-
-    table: Tensor  # (1 + group · tokens, head_dim + value_dim): unit keys and values; row 0 is for empty places
-    places: Tensor  # ((1 + block) · c, head_dim + value_dim): rows of the table, in sorted order
-    keys: Tensor  # (block, 2c, head_dim), a view of places
-    values: Tensor  # (block, 2c, value_dim), a view of places
-    queries: Tensor  # (block, c, head_dim)
-    gaps: Tensor  # (1 … 3, block, c, 2c)
-
-    @classmethod
-    def of(cls, layout: Layout) -> "Buffers":
-        c, d, width = layout.rule.chunk_size, layout.head_dim, layout.head_dim + layout.value_dim
-        table = layout.new(1 + layout.group * layout.tokens, width)
-        table[0] = 0.0
-        places = layout.new((1 + layout.block) * c, width)
-        windows = layout.windows(places)
-        gaps = layout.new(min(3, layout.num_hashes) if layout.rule.count_once else 1, layout.block, c, 2 * c)
-        return cls(table, places, windows[..., :d], windows[..., d:], layout.new(layout.block, c, d), gaps)
-
-
-@dataclass(frozen=True, eq=False)
 class Group:
     """Some heads, loaded: their unit keys and values are in the table, in the order of the tokens."""
 
-    layout: Layout
-    buffers: Buffers
-    heads: slice
-    table: Tensor  # (count · tokens, head_dim + value_dim): unit keys and values
-    real: Tensor | None  # (count · tokens, 1)
-    norm: Tensor  # (1 + count · tokens,): factors that turn unit keys into queries, scale and log2 e included
-    inverse_norm: Tensor  # (count · tokens, 1)
-    own_codes: Tensor  # (num_hashes, 1 + count · tokens): the first codes of ``Rule.codes``, times HUGE
-    codes: Tensor  # (num_hashes, 1 + count · tokens): the second codes, times HUGE
-    place: Tensor  # (num_hashes, count · tokens): where each token is in the sorted order
-    taken: Tensor  # (count, num_hashes, width): the row of the table for each place, 0 for an empty place
-
-    @classmethod
-    def load(cls, layout: Layout, buffers: Buffers, which: slice) -> "Group":
+    def __init__(self, layout: Layout, which: slice) -> None:
         heads = Heads._make(None if t is None else t[which] for t in layout.inputs)
-        count, c = len(heads.value), layout.rule.chunk_size
+        self.layout, self.heads, self.real = layout, which, heads.real  # real becomes (count · tokens, 1)
+        count, tokens, rule = len(heads.value), layout.tokens, layout.rule
         query = heads.query_key.to(layout.dtype)
         norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)  # (count, tokens, 1)
         inverse = norm.reciprocal().masked_fill_(norm == 0, 0.0)
-        rows = buffers.table[1 : 1 + count * layout.tokens]
-        table = rows.view(count, layout.tokens, -1)
+        self.table = layout.table[1 : 1 + count * tokens]  # (count · tokens, head_dim + value_dim)
+        table = self.table.view(count, tokens, -1)
         torch.mul(query, inverse, out=table[..., : layout.head_dim])
         table[..., layout.head_dim :] = heads.value
         if heads.real is not None:
             hidden = ~heads.real[..., None]
             table.masked_fill_(hidden, 0.0)
             norm, inverse = norm.masked_fill(hidden, 0.0), inverse.masked_fill(hidden, 0.0)
-        norm = F.pad((norm * (layout.rule.scale * LOG2_E)).flatten(), (1, 0))
-        places = torch.arange(layout.tokens, dtype=heads.order.dtype, device=layout.device).expand_as(heads.order)
+            self.real = heads.real.flatten()[:, None]
+        # (1 + count · tokens,): factors that turn the table's unit keys into queries, scale and log2 e included
+        self.norm = F.pad((norm * (rule.scale * LOG2_E)).flatten(), (1, 0))
+        self.inverse_norm = inverse.flatten()[:, None]  # (count · tokens, 1)
+
+        places = torch.arange(tokens, dtype=heads.order.dtype, device=layout.device).expand_as(heads.order)
         slot = places.new_empty(places.shape).scatter_(-1, heads.order.long(), places)  # where each token is
         far = 2.0 * (layout.group + 1) * layout.span  # the code of padding and of empty places
 
@@ -206,13 +166,13 @@ class Group:
             code = code if heads.real is None else code.masked_fill(~heads.real[:, None], far)
             return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=far) * HUGE
 
-        own_codes, codes = map(padded, layout.rule.codes(slot, heads.buckets, layout.span))
-        first, width = torch.arange(count, device=layout.device)[:, None, None], layout.chunks * c
-        place = (slot + first * width).transpose(0, 1).flatten(1)
-        taken = F.pad(heads.order + (1 + first * layout.tokens), (0, width - layout.tokens))
-        real = None if heads.real is None else heads.real.flatten()[:, None]
-        inverse = inverse.flatten()[:, None]
-        return cls(layout, buffers, which, rows, real, norm, inverse, own_codes, codes, place, taken)
+        # (num_hashes, 1 + count · tokens): the two codes of ``Rule.codes``, times HUGE
+        self.own_codes, self.codes = map(padded, rule.codes(slot, heads.buckets, layout.span))
+        first, width = torch.arange(count, device=layout.device)[:, None, None], layout.chunks * rule.chunk_size
+        # (num_hashes, count · tokens): where each token is in the sorted order
+        self.place = (slot + first * width).transpose(0, 1).flatten(1)
+        # (count, num_hashes, width): the row of the layout's table for each place, 0 for an empty place
+        self.taken = F.pad(heads.order + (1 + first * tokens), (0, width - tokens))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last chunk (exclusive) of each block, counted over all heads of the group."""
@@ -222,26 +182,20 @@ class Group:
         """First and last token (exclusive) of runs as long as a block, counted over all heads of the group."""
         return _ranges(self.place.shape[1], self.layout.block * self.layout.rule.chunk_size)
 
-    def sort(self, r: int) -> "Round":
-        """Put the heads into the sorted order of round r."""
-        c, rule = self.layout.rule.chunk_size, self.layout.rule
-        rows = F.pad(self.taken[:, r].flatten(), (c, 0))
+
+class Round:
+    """A group of heads in the sorted order of round r, behind an empty chunk for the first one to look back to."""
+
+    def __init__(self, group: Group, r: int) -> None:
+        self.layout, c, rule = group.layout, group.layout.rule.chunk_size, group.layout.rule
+        self.rows = F.pad(group.taken[:, r].flatten(), (c, 0))  # (c + count · width,), rows of the table
+        self.norm = group.norm[self.rows[c:]].view(-1, c, 1)  # (chunks, c, 1)
         earlier, (own_middle, middle) = r if rule.count_once else 0, rule.middles()
-        codes = torch.cat([self.own_codes[r : r + 1], self.codes[:earlier]]).index_select(1, rows)
+        codes = torch.cat([group.own_codes[r : r + 1], group.codes[:earlier]]).index_select(1, self.rows)
         shift = torch.tensor([own_middle] + [middle] * earlier, dtype=codes.dtype, device=codes.device) * HUGE
-        query_codes = (codes[:, c:] - shift[:, None]).view(len(codes), -1, c, 1)
-        key_codes = [self.layout.windows(code).unsqueeze(1) for code in codes]
-        return Round(self, rows, self.norm[rows[c:]].view(-1, c, 1), query_codes, key_codes)
-
-
-class Round(NamedTuple):
-    """A group of heads in the sorted order of one round, behind an empty chunk for the first one to look back to."""
-
-    group: Group
-    rows: Tensor  # (c + count · width,), rows of the table
-    norm: Tensor  # (chunks, c, 1)
-    query_codes: Tensor  # (1 + earlier rounds, chunks, c, 1)
-    key_codes: list[Tensor]  # for this round and each earlier one (chunks, 1, 2c)
+        # For this round and each earlier one (chunks, c, 1) and (chunks, 1, 2c).
+        self.query_codes = (codes[:, c:] - shift[:, None]).view(len(codes), -1, c, 1)
+        self.key_codes = [self.layout.windows(code).unsqueeze(1) for code in codes]
 
     def block(self, first: int, last: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The chunks first … last − 1, in buffers that the next block overwrites.
@@ -249,18 +203,17 @@ class Round(NamedTuple):
         Scores (chunks, c, 2c), times log2 e, at most −HUGE/8 for hidden pairs; scaled queries (chunks, c, head_dim);
         keys of length 1 (chunks, 2c, head_dim); values (chunks, 2c, value_dim).
         """
-        buffers, rule, count = self.group.buffers, self.group.layout.rule, last - first
-        c = rule.chunk_size
+        layout, count, c = self.layout, last - first, self.layout.rule.chunk_size
         rows = self.rows[first * c : (last + 1) * c]
-        torch.index_select(buffers.table, 0, rows, out=buffers.places[: len(rows)])
-        keys, values = buffers.keys[:count], buffers.values[:count]
-        query = torch.mul(keys[:, c:], self.norm[first:last], out=buffers.queries[:count])
+        torch.index_select(layout.table, 0, rows, out=layout.places[: len(rows)])
+        keys, values = layout.keys[:count], layout.values[:count]
+        query = torch.mul(keys[:, c:], self.norm[first:last], out=layout.queries[:count])
 
         def gap(i: int) -> Tensor:
-            out = buffers.gaps[min(i, 2), :count]
+            out = layout.gaps[min(i, 2), :count]
             return torch.sub(self.key_codes[i][first:last], self.query_codes[i, first:last], out=out)
 
-        penalty = rule.penalty(gap(0), map(gap, range(1, len(self.key_codes))))
+        penalty = layout.rule.penalty(gap(0), map(gap, range(1, len(self.key_codes))))
         return penalty.baddbmm_(query, keys.mT, beta=-1), query, keys, values
 
 

@@ -2,15 +2,7 @@
 
 from torch import Tensor
 
-from attnlib._validate import (
-    check_bool,
-    check_count,
-    check_key_mask,
-    check_options,
-    check_same,
-    check_shape,
-    check_tensor,
-)
+from attnlib._validate import check_bool, check_count, check_key_mask, check_options, check_same, check_tensor
 from attnlib.lsh._rounds import attend_rounds
 from attnlib.lsh._sorted import Rule
 from attnlib.lsh.hashing import check_rotations
@@ -76,11 +68,9 @@ def lsh_attention(
     >>> torch.allclose(prefix, whole[:, :, :20], atol=1e-6)
     True
     """
-    check_tensor("query_key", query_key)
-    check_tensor("value", value)
-    check_shape("query_key", query_key, "batch heads tokens head_dim")
+    check_tensor("query_key", query_key, "batch heads tokens head_dim")
     sizes = dict(zip(("batch", "heads", "tokens"), query_key.shape))
-    check_shape("value", value, "batch heads tokens value_dim", sizes)
+    check_tensor("value", value, "batch heads tokens value_dim", sizes)
     check_same(query_key=query_key, value=value)
     check_rotations(rotations, query_key, "query_key")
     check_count("chunk_size", chunk_size)
