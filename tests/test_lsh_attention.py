@@ -294,6 +294,7 @@ def test_other_devices_give_the_same(flags, device):
         torch.testing.assert_close([t.cpu() for t in results[1]], results[0])
 
 
+@pytest.mark.filterwarnings("error")  # torch warns where it falls back to a loop
 @pytest.mark.parametrize("in_dims", list(itertools.product([None, 0], [None, 2], [None, 1], [None, 0]))[1:], ids=str)
 def test_vmap_over_any_inputs_equals_a_loop(in_dims):
     generator = torch.Generator().manual_seed(0)

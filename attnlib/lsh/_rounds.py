@@ -44,10 +44,7 @@ def lsh_forward(
     sizes: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself.
-
-    ``sizes`` and ``scale`` are a packed ``Rule``.
-    """
+    """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself."""
     layout = Layout(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
     chunks, c, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.value_dim
     output = torch.empty_like(value, memory_format=torch.contiguous_format)

@@ -34,15 +34,14 @@ def random_rotations(
         num_heads: number of heads with their own directions; 1 means that all heads share them.
         generator: source of the numbers, which are drawn on its device; default: a fresh one with seed 0, so every call
             returns the same directions. Pass ``torch.default_generator`` for PyTorch's global generator.
-        dtype: floating-point dtype of the result; default: PyTorch's default dtype.
-        device: device of the result; default: the generator's.
+        dtype, device: of the result; default: PyTorch's default dtype, and the generator's device.
 
     Returns:
         (num_heads, num_hashes, head_dim, num_buckets // 2).
 
     Raises:
-        TypeError, ValueError: a size is not a positive int, ``num_buckets`` is odd, ``dtype`` is not a floating-point
-            dtype, or ``generator`` is not a generator.
+        TypeError, ValueError: a size is not a positive int, ``num_buckets`` is odd, or the dtype or the generator is
+            of the wrong kind.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; Andoni et al. 2015, "Practical and optimal LSH for angular
     distance", section 3.

@@ -84,19 +84,15 @@ class KVMemory:
     Args:
         capacity: the largest number of memories in a row.
         num_heads: number of heads; each has its own keys and values for every memory.
-        head_dim: size of a key.
-        value_dim: size of a value; default: ``head_dim``.
+        head_dim, value_dim: sizes of a key and of a value; default of the latter: ``head_dim``.
         batch_size: number of rows.
-        dtype: of keys and values; default: torch's default.
-        device: of keys and values; default: torch's default.
+        dtype, device: of keys and values; default: torch's default.
 
     Attributes:
-        lengths: int64 tensor (batch_size,) on the CPU, how many memories each row holds; the arguments are attributes
-            too.
+        lengths: int64 (batch_size,) on the CPU, how many memories each row holds. The arguments are attributes too.
 
     Raises:
-        TypeError: a size is not an int, or ``dtype`` is not a floating-point dtype.
-        ValueError: a size is below 1.
+        TypeError, ValueError: a size is not a positive int, or ``dtype`` is not a floating-point dtype.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.1 and 3.2.
 
@@ -121,14 +117,15 @@ class KVMemory:
     ) -> None:
         value_dim = head_dim if value_dim is None else value_dim
         dtype = torch.get_default_dtype() if dtype is None else dtype
-        check_counts(capacity=capacity, num_heads=num_heads, head_dim=head_dim, value_dim=value_dim)
-        check_count("batch_size", batch_size)
+        sizes = capacity, num_heads, head_dim, value_dim, batch_size
+        check_counts(**dict(zip(SIZES, sizes)))
         check_dtype(dtype)
-        self.capacity, self.num_heads, self.batch_size = capacity, num_heads, batch_size
-        self.head_dim, self.value_dim = head_dim, value_dim
+        self.capacity, self.num_heads, self.head_dim, self.value_dim, self.batch_size = sizes
         with torch.inference_mode(False):  # a memory may be made in inference mode and used outside it
-            self._keys = torch.zeros(batch_size, num_heads, capacity, head_dim, dtype=dtype, device=device)
-            self._values = torch.zeros(batch_size, num_heads, capacity, value_dim, dtype=dtype, device=device)
+            self._keys, self._values = (
+                torch.zeros(batch_size, num_heads, capacity, size, dtype=dtype, device=device)
+                for size in (head_dim, value_dim)
+            )
         self._next = [0] * batch_size  # each row's next id
         self._cleared = [0] * batch_size  # each row has forgotten the ids below this one
         self._writes = 0  # how often anything was changed
@@ -159,14 +156,12 @@ class KVMemory:
         """Store tokens after the last one of each row, replacing the oldest memories if necessary.
 
         Args:
-            key: (batch, heads, tokens, head_dim); stored without its gradient.
-            value: (batch, heads, tokens, value_dim); likewise.
+            key, value: (batch, heads, tokens, head_dim) and (…, value_dim); stored without their gradient.
             key_mask: boolean (batch, tokens), True = store; default: store all. If a row stores more tokens than
                 ``capacity``, its last ones remain, and the ids count all of them.
 
         Raises:
-            TypeError: an argument is not a tensor of the memory's dtype, or the mask is not boolean.
-            ValueError: a shape or a device does not fit.
+            TypeError, ValueError: a dtype, a shape or a device does not fit the memory, or the mask is not boolean.
             RuntimeError: a forward has read the memory without gradients, as a reentrant checkpoint does, and has not
                 been recomputed; this would change what it recomputes from. Under ``torch.no_grad()`` it is allowed.
         """
@@ -193,14 +188,10 @@ class KVMemory:
 
         Args:
             query: (batch, heads, tokens, head_dim).
-            top_k: how many to find for each token and head.
-
-        Returns:
-            ``MemoryHits``; if fewer than ``top_k`` are found, the rest is masked.
+            top_k: how many to find for each token and head. If fewer are found, the rest of the hits is masked.
 
         Raises:
-            TypeError: ``query`` is not a tensor of the memory's dtype, or ``top_k`` is not an int.
-            ValueError: a shape or a device does not fit, or ``top_k`` is below 1.
+            TypeError, ValueError: dtype, shape or device of ``query`` do not fit, or ``top_k`` is not a positive int.
         """
         self._check_query(query, top_k)
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device=self.device)
@@ -220,14 +211,13 @@ class KVMemory:
             rows: one row, several, or a boolean tensor (batch,), True = forget; default: all.
 
         Raises:
-            TypeError: ``rows`` holds something else.
-            ValueError: a row is outside 0 … batch − 1, or a boolean tensor has another shape.
+            TypeError, ValueError: ``rows`` holds something else, a row outside 0 … batch − 1, or too many booleans.
             RuntimeError: as for ``add``.
         """
-        if isinstance(rows, Tensor) and rows.dtype == torch.bool:
-            check_shape("rows", rows, "batch", {"batch": self.batch_size})
-            rows = rows.nonzero()
         if isinstance(rows, Tensor):
+            if rows.dtype == torch.bool:
+                check_shape("rows", rows, "batch", {"batch": self.batch_size})
+                rows = rows.nonzero()
             rows = rows.flatten().tolist()
         chosen = range(self.batch_size) if rows is None else rows if isinstance(rows, Sequence) else [rows]
         for row in chosen:
@@ -249,8 +239,9 @@ class KVMemory:
     def state_dict(self) -> dict[str, Tensor]:
         """Copy the contents: keys and values of all slots ever used, and each row's counters."""
         used = min(max(self._next), self.capacity)
-        counters = {name: torch.tensor(getattr(self, f"_{name}"), device="cpu") for name in ("next", "cleared")}
-        return {"keys": self._keys[:, :, :used].clone(), "values": self._values[:, :, :used].clone(), **counters}
+        rings = {"keys": self._keys[:, :, :used].clone(), "values": self._values[:, :, :used].clone()}
+        counters = {"next": self._next, "cleared": self._cleared}
+        return rings | {name: torch.tensor(counts, device="cpu") for name, counts in counters.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Replace the contents with those of a memory of the same sizes and dtype, on any device.
@@ -268,9 +259,9 @@ class KVMemory:
         used = min(int(ends.max()), self.capacity)
         rings = {"keys": self._keys, "values": self._values}
         for name, ring in rings.items():
-            if state[name].shape != ring[:, :, :used].shape or state[name].dtype != ring.dtype:
-                got = f"{tuple(state[name].shape)}, {state[name].dtype}"
-                raise ValueError(f"{name} must be {tuple(ring[:, :, :used].shape)}, {ring.dtype}; got {got}")
+            expected, got = ((tuple(t.shape), t.dtype) for t in (ring[:, :, :used], state[name]))
+            if expected != got:
+                raise ValueError(f"{name} must be {expected[0]}, {expected[1]}; got {got[0]}, {got[1]}")
         self._before_a_change()
         for name, ring in rings.items():
             ring[:, :, :used] = state[name]
@@ -343,7 +334,7 @@ class KVMemory:
 
     def _check_query(self, query: Tensor, top_k: int) -> None:
         self._check("query", query, "tokens head_dim", head_dim=self.head_dim)
-        check_count("top_k", top_k)
+        check_counts(top_k=top_k)
 
     def _check(self, name: str, tensor: Tensor, axes: str, **sizes: int) -> None:
         sizes |= {"batch": self.batch_size, "heads": self.num_heads}

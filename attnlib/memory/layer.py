@@ -30,12 +30,10 @@ class MemoryAttention(nn.Module):
     ``fusion="gate"`` takes two and mixes them: ``g · memory + (1 − g) · local`` with ``g = sigmoid(gate)`` for each
     head. The heads are joined and go through ``out_proj``.
 
-    ``forward`` only reads, ``remember`` only stores. Call ``remember`` after ``forward``; otherwise tokens find
-    themselves in the memory.
+    ``forward`` only reads. Call ``remember`` after it to store; before it, tokens would find themselves in the memory.
 
     Args:
-        d_in: size of a token's vector.
-        d_out: size of a context vector.
+        d_in, d_out: sizes of a token's vector and of a context vector.
         context_length: the largest number of tokens in x.
         dropout: share of the weights dropped while training, 0 … 1.
         num_heads: number of heads.
@@ -103,7 +101,7 @@ class MemoryAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None) -> Tensor:
-        """Compute the context vectors of x. Nothing is stored; that is what ``remember`` is for.
+        """Compute the context vectors of x, (batch, tokens, d_out) or (tokens, d_out).
 
         ``torch.utils.checkpoint`` recomputes forward during the backward pass. To call ``remember`` before that, read
         outside the checkpoint: ``checkpoint(layer, x, layer.read(x, memory))``. ``torch.export`` and
@@ -115,9 +113,6 @@ class MemoryAttention(nn.Module):
                 Without it, and for each row that holds nothing yet, this is causal attention.
             key_mask: boolean (batch, tokens), or (tokens,) like x, True = a real token; default: all are real. No
                 token sees padding, whatever it holds; its own context vectors are what ``out_proj`` makes of zeros.
-
-        Returns:
-            (batch, tokens, d_out), or (tokens, d_out).
 
         Raises:
             TypeError, ValueError: x or ``memory`` is of the wrong kind, dtype, shape, size or device.

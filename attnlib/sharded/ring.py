@@ -15,16 +15,8 @@ GRACE = timedelta(seconds=2)  # how long to wait for another process to say what
 class Ring:
     """The processes of a group in the order of their ranks; the first follows the last.
 
-    Args:
-        group: a process group; default: all processes.
-
-    Attributes:
-        rank, size: of this process in the group, and of the group.
-        bytes_sent: how many bytes of tensors this process has sent so far.
-
-    Raises:
-        RuntimeError: torch.distributed is missing or not initialised.
-        ValueError: this process is not in the group.
+    ``rank`` is this process's in the group, whose size is ``size``; ``bytes_sent`` counts the bytes of the tensors that
+    this process has sent. RuntimeError: torch.distributed is not initialised. ValueError: the process is not in it.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -44,15 +36,12 @@ class Ring:
     ) -> Callable[[], Sequence[Tensor]]:
         """Start sending tensors to the next process, and receiving as many from the previous one.
 
-        Args:
-            tensors: what to send. All processes must start their transfers in the same order.
-            tokens: the length along axis −2 of what arrives; default: as sent. All other axes are as sent.
-            tag: keeps transfers apart that are under way at the same time, 0 or 1.
+        All processes must start their transfers in the same order; ``tag``, 0 or 1, keeps apart those that are under
+        way at the same time. What arrives has the shapes of what is sent, but ``tokens`` along axis −2 if given.
 
-        Returns:
-            A function that waits for both, and returns what arrived. Like ``pass_on``, it raises ``ConnectionError``
-            if a process died, or did not answer in time: at most the group's time-out for each transfer, and
-            ``GRACE`` for each rank between this one and the one to blame.
+        Returns a function that waits for both, and returns what arrived. Like ``pass_on``, it raises ConnectionError if
+        a process died, or did not answer in time: at most the group's time-out for each transfer, and ``GRACE`` for
+        each rank between this one and the one to blame.
         """
         if self.size == 1:
             return lambda: tensors
@@ -100,10 +89,8 @@ class Ring:
         """Compare what all processes were asked to do, so that a mistake becomes an error everywhere.
 
         ``check`` raises if this process's own arguments are wrong. All tensors need the same dtype and shape
-        everywhere, except along ``free_axis``; ``facts``, read after ``check``, must be the same too.
-
-        Returns:
-            The shapes of every rank's tensors, by name.
+        everywhere, except along ``free_axis``; ``facts``, read after ``check``, must be the same too. Returns the
+        shapes of every rank's tensors, by name.
         """
         error = mine = None
         try:

@@ -30,8 +30,7 @@ def sharded_attend(
     Args:
         query: (…, q_tokens, head_dim), this process's share. Joined in the order of the ranks, the shares make up the
             whole sequence; their lengths may differ, and may be 0.
-        key: (…, kv_tokens, head_dim), this process's share.
-        value: (…, kv_tokens, value_dim), this process's share.
+        key, value: (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim), this process's shares.
         is_causal: hide the keys that come after a query in the whole sequence (upper-left alignment).
         scale: factor on the scores; default: ``1/√head_dim``.
         group: the processes; default: all.
@@ -94,15 +93,14 @@ class Plan(NamedTuple):
 
     def travel(self, key: Tensor, value: Tensor) -> Iterator[tuple[int, Sequence[Tensor]]]:
         """Each owner with its key and value, this process first; the next share arrives while this one is in use."""
-        ring = self.ring
+        size, rank = self.ring.size, self.ring.rank
         share: Sequence[Tensor] = (key, value)
-        for step in range(ring.size):
-            owner = (ring.rank - step) % ring.size
-            if step < ring.size - 1:
-                next_share = ring.pass_on(share, self.kv_tokens[owner - 1])
+        for step in range(size - 1):
+            owner = (rank - step) % size
+            next_share = self.ring.pass_on(share, self.kv_tokens[owner - 1])
             yield owner, share
-            if step < ring.size - 1:
-                share = next_share()
+            share = next_share()
+        yield (rank + 1) % size, share
 
 
 class _Sharded(torch.autograd.Function):

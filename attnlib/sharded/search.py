@@ -25,8 +25,7 @@ def sharded_search(
 
     Args:
         memory: this process's share; like the others in everything but its contents.
-        query: (batch, heads, tokens, head_dim), the same on every process.
-        top_k: how many to find for each token and head.
+        query, top_k: as for ``KVMemory.search``, the same on every process.
         group: the processes; default: all.
 
     Returns:
