@@ -148,6 +148,10 @@ def test_what_the_judge_says_about_functions(answer, says):
     assert says in repr(ROW_SUMS(answer))
 
 
+def test_an_attribute_is_not_taken_for_a_name_of_the_notebook():
+    assert "notebook" not in repr(ROW_SUMS(eval("lambda x: x.sum(-1) * x.size(0)", {"size": 3})))
+
+
 def test_a_verdict_shows_its_message_in_a_bare_assert():
     assert ROW_SUMS(row_sums).require()
     for wanted in (bool, Verdict.require):

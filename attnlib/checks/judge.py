@@ -138,7 +138,8 @@ class Judge:
     def globals_hint(self) -> str:
         """Sizes that the answer reads from the notebook instead of from its arguments."""
         code, names = getattr(self.answer, "__code__", None), getattr(self.answer, "__globals__", {})
-        used = [f"`{n}`" for n in getattr(code, "co_names", ()) if type(names.get(n)) in (int, float, Tensor)]
+        reads = dict.fromkeys(s.argval for s in dis.get_instructions(code) if s.opname == "LOAD_GLOBAL") if code else {}
+        used = [f"`{name}`" for name in reads if type(names.get(name)) in (int, float, Tensor)]
         return f" It reads {' and '.join(used)} from the notebook; use its own arguments instead." if used else ""
 
 
