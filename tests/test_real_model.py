@@ -1,5 +1,6 @@
 """The trained encoder against a definition by hand, against transformers, and against what was published about it."""
 
+import copy
 import math
 import os
 import shutil
@@ -160,6 +161,24 @@ def test_batches_and_their_padding_change_nothing(tiny, texts, batch_size):
     for text, vector in zip(texts, vectors):
         torch.testing.assert_close(vector, tiny.encode(text))
         torch.testing.assert_close(vector.norm(), torch.ones((), dtype=torch.float64))
+
+
+@given(st.lists(st.integers(2, 512), max_size=60), st.integers(1, 37))
+def test_every_text_is_in_one_batch_beside_texts_of_about_its_length(tiny, lengths, batch_size):
+    batches = tiny._batches(lengths, batch_size)
+    order = [text for batch in batches for text in batch]
+    assert order == sorted(range(len(lengths)), key=lengths.__getitem__)
+    for batch in batches:
+        sizes = [lengths[text] for text in batch]
+        assert 1 <= len(batch) <= batch_size
+        assert len(batch) * max(sizes) <= real_model.TOKENS
+        assert len(batch) * max(sizes) - sum(sizes) <= real_model.PADDING
+
+
+def test_only_on_a_cpu_are_batches_smaller_than_asked_for(tiny):
+    lengths = [2, 500, 3, 490, 5, 480, 7]
+    assert tiny._batches(lengths, 5) == [[0, 2, 4, 6], [5, 3, 1]]
+    assert copy.deepcopy(tiny).to("meta")._batches(lengths, 5) == [[0, 2, 4, 6, 5], [3, 1]]
 
 
 def test_padding_may_hold_any_id(tiny):
