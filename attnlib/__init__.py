@@ -43,7 +43,7 @@ _ON_FIRST_USE = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a larger package when it, or a name of its, is first used, so that ``import attnlib`` stays light."""
+    """Load a larger package when it, or one of its names, is first used, so that ``import attnlib`` stays light."""
     for package, names in _ON_FIRST_USE.items():
         if name == package or name in names:
             module = import_module(f"attnlib.{package}")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MASK_BLOCK = 2**20  # entries of a mask that are converted for the kernel at one time
+MASK_BLOCK = 2**20  # entries of a mask that are converted for the kernel at once
 
 
 def fused_attention(
@@ -67,7 +67,7 @@ def _on_four_axes(tensor: Tensor, leading: torch.Size) -> Tensor:
 
 
 def _widened(tensor: Tensor, width: int) -> Tensor:
-    """Zeros after the last axis up to ``width``, and the numbers of a row side by side, as the kernel wants them."""
+    """Pad the last axis with zeros up to ``width``, with contiguous rows, as the kernel requires."""
     if tensor.shape[-1] < width:
         return F.pad(tensor, (0, width - tensor.shape[-1]))
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -104,7 +104,7 @@ class OnlineSoftmax:
         with without_autocast(total.device):
             for rows, columns, (q, k, v), scores in self._blocks(qkv, blocks):
                 d_out = grad_output[..., rows, :]
-                weights = scores.sub_(top[..., rows, :]).exp_()  # (…, rows, columns), total times too large
+                weights = scores.sub_(top[..., rows, :]).exp_()  # (…, rows, columns), times total
                 grad_scores = (d_out @ v.mT).sub_(shift[..., rows, :]).mul_(weights)
                 for whole, part in (
                     (grad_query[..., rows, :], grad_scores @ k * blocks.scale),

@@ -34,7 +34,7 @@ def check_device(name: str, tensor: Tensor, other: str, device: torch.device) ->
 
 
 def check_same(**tensors: Tensor) -> None:
-    """All on one device (else ValueError) and of one dtype (else TypeError)."""
+    """All must be on one device (otherwise ValueError) and of one dtype (otherwise TypeError)."""
     (first_name, first), *others = tensors.items()
     for name, tensor in others:
         check_device(name, tensor, first_name, first.device)
@@ -43,7 +43,7 @@ def check_same(**tensors: Tensor) -> None:
 
 
 def check_boolean(name: str, mask: object, meaning: str) -> None:
-    """TypeError unless a boolean tensor, whose True has that meaning."""
+    """TypeError unless `mask` is a boolean tensor; the message says what True means."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name} must be a boolean tensor, True = {meaning}; got {got}")

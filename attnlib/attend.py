@@ -118,7 +118,7 @@ def attention(
     Formula, arguments, errors and what hidden keys may hold: as in ``attend``.
 
     Without dropout, memory is linear in the tokens for any leading axes and sizes, with ``is_causal``, a mask
-    (…, 1, kv_tokens) or both. With both, a hidden key gets a large negative score in place of −∞: it stays hidden as
+    (…, 1, kv_tokens) or both. With both, a hidden key gets a large negative score instead of −∞: it stays hidden as
     long as a query and the keys that it sees have products above −2⁹⁵, or −2²⁹ in float16. A mask that differs between
     queries is converted a block of queries at a time, and the backward pass keeps the blocks. With dropout, PyTorch
     stores the weights on most devices.
@@ -199,7 +199,7 @@ def merge(parts: Sequence[Attended]) -> Attended:
 
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
-    """Scaled scores, −inf where a query may not look; (…, q_tokens, kv_tokens), in float32 at least."""
+    """Scaled scores, −inf where a query may not look; (…, q_tokens, kv_tokens), in float32 or wider."""
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     dtype = torch.promote_types(query.dtype, torch.float32)

@@ -26,7 +26,7 @@ class GroupedQueryAttention(nn.Module):
 
     Args:
         d_in, d_out, context_length, num_heads: as in ``MultiHeadAttention``. At most ``context_length`` tokens are in x
-            or held in the cache; a cache with a window goes on for ever.
+            or held in the cache; with a window, generation can go on for ever.
         num_kv_heads: number of heads of keys and values; it divides ``num_heads``.
         rotary, base: turn queries and keys as ``rotate`` does, with layout "halves" (``convert_rotary_layout`` converts
             weights for "pairs"). Without it, order is left to the causal mask.
@@ -222,7 +222,7 @@ class GroupedQueryAttention(nn.Module):
     def _contexts(
         self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None, real: Tensor | None
     ) -> Tensor:
-        """(batch, tokens, d_out), a block of queries at a time where each query needs a mask of its own."""
+        """(batch, tokens, d_out), a block of queries at a time where each query needs its own mask."""
         tokens, kv_tokens = query.shape[2], key.shape[2]
         compiling = torch.compiler.is_compiling()  # a compiler wants one graph for any number of tokens
         all_past = self.window is None or (not compiling and kv_tokens <= self.window + self.sinks)
@@ -253,7 +253,7 @@ class GroupedQueryAttention(nn.Module):
         """(batch, tokens, d_out) of key heads that their group of query heads shares."""
         batch, num_heads, tokens, head_dim = query.shape
         group, dropout_p = num_heads // self.num_kv_heads, active_dropout(self.dropout)
-        if tokens == 1:  # the group can stand on the axis of tokens; with one key, is_causal hides nothing
+        if tokens == 1:  # the group can take the place of the tokens; with one key, is_causal hides nothing
             query = query.reshape(batch, self.num_kv_heads, group, head_dim)
             attend = F.scaled_dot_product_attention if mask is None else fused_attention
             return attend(query, key, value, mask, dropout_p=dropout_p).reshape(batch, 1, num_heads * head_dim)

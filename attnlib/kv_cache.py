@@ -45,7 +45,7 @@ class KVCache:
         self._count = self._newest = 0  # how many tokens came in all, and how many the last append brought
         self._padded: tuple[Tensor, Tensor] | None = None  # positions and lengths, once there is padding
         self._angles: Angles | None = None  # by which the queries of the newest tokens turn, as their keys did
-        self._ahead: tuple[object, int, list[Angles]] = None, 0, []  # angles of later tokens: what for, the first, they
+        self._ahead: tuple[object, int, list[Angles]] = None, 0, []  # (for what, first token, angles) of later tokens
 
     def __len__(self) -> int:
         """How many tokens are held in each row, padding included."""
@@ -174,7 +174,7 @@ class KVCache:
             positions, lengths = self._padded
             needed = (positions < self.sinks) | (positions > lengths[:, None] - self.window)
             needed &= positions >= 0
-            order = needed.int().argsort(dim=1, stable=True)[:, dropped:]  # (batch, kept): the needed come last
+            order = needed.int().argsort(dim=1, stable=True)[:, dropped:]  # (batch, kept): those needed come last
             self._padded = positions.masked_fill(~needed, -1).gather(1, order), lengths
             order = order[:, None, :, None].expand(-1, self._sizes[1], -1, -1)
             parts = [used.gather(2, order.expand(-1, -1, -1, used.shape[3])) for used in (self.key, self.value)]

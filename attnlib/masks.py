@@ -1,4 +1,4 @@
-"""Who may see whom: boolean masks, True where a query may attend."""
+"""Which tokens may see which: boolean masks, True where a query may attend."""
 
 import torch
 from torch import Tensor

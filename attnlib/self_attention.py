@@ -1,4 +1,4 @@
-"""Self-attention: every token asks, every token answers; without trained weights, and with them."""
+"""Self-attention: every token asks, and every token answers; with and without trained weights."""
 
 import torch
 from torch import Tensor, nn

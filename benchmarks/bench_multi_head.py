@@ -2,7 +2,7 @@
 
 Causal, 1 × 1024 tokens × 768, 12 heads. The sides take turns in one run, in a new order each round; medians, and
 ratios to attnlib's. One token and 64 tokens, 256 wide with 8 heads on one thread, show what a call costs beyond its
-arithmetic. `import attnlib` is measured beside `import torch` in interpreters of their own.
+arithmetic. `import attnlib` is measured beside `import torch` in separate interpreters.
 """
 
 import argparse

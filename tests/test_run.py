@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """run.py as a module, in a folder of its own, with an installer that only remembers what it was asked for."""
+    """run.py as a module, in its own folder, with an installer that only remembers what it was asked for."""
     for name in ("requirements.txt", "benchmarks/requirements.txt", "pyproject.toml"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("torch\n")

@@ -48,7 +48,7 @@ def execute(path: Path) -> None:
         timeout=300,  # seconds for a cell
         kernel_name="python3",
         record_timing=False,
-        coalesce_streams=True,  # else a busy machine cuts one cell's prints in pieces
+        coalesce_streams=True,  # otherwise a busy machine breaks up the output of one cell
         resources={"metadata": {"path": path.parent}},
     )
     client.execute()

@@ -37,7 +37,7 @@ class Exercise:
             sentences to functions. The first mistake that fits is named.
         success: what a learner reads when everything is right.
         forbidden: names of functions that the exercise asks the learner to write without.
-        chance: what to say if two calls give two results.
+        chance: what to say if two calls give different results.
         adapt: turns any answer, reference and mistakes included, into the function that is run on the cases.
         describe: says in words what is special about a case. Default: the shapes of its tensors.
     """
@@ -67,7 +67,7 @@ class Exercise:
             return [Mistake(sentence, "", function) for sentence, function in self._mistakes.items()]
         names = IN_EVERY_TABLE | self.reference.__globals__
         parameters = ", ".join(inspect.signature(self.reference).parameters)
-        words: dict[str, str] = {}  # what the table itself gives a name
+        words: dict[str, str] = {}  # names that the table itself defines
         mistakes = []
         for codes, _, sentence in (line.strip().partition("  # ") for line in self._mistakes.splitlines()):
             for code in filter(None, codes.split("; ")):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-HINTS = {  # what to say if an error has these words
+HINTS = {  # what to say if an error contains these words
     "torch.return_types": " max(dim=…), sort and topk return values together with indices: take .values or .indices.",
     "a leaf Variable that requires grad": " Write into a parameter under torch.no_grad().",
     "more than once": " Two axes of the output need two names, one for the queries and one for the keys.",
@@ -110,7 +110,7 @@ class Judge:
         try:
             with watch:
                 got = self.run(*fresh)
-        except Exception as error:  # whatever a learner's code raises is told, and never stops the notebook
+        except Exception as error:  # whatever a learner's code raises is reported, and never stops the notebook
             if isinstance(error, NotImplementedError) and _is_own(error, self.answer):
                 return self.unwritten
             hint = next((said for words, said in HINTS.items() if words in str(error)), watch.hint())
@@ -164,7 +164,7 @@ class _Watch(TorchFunctionMode):
             raise
 
     def hint(self) -> str:
-        """The shapes that met, and the likeliest thing that is missing."""
+        """The shapes that met, and what is most likely missing."""
         if not self.failed or len(self.failed[1]) < 2:
             return ""
         name, (a, b, *_) = self.failed

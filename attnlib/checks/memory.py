@@ -61,7 +61,7 @@ check_memory_scores = Exercise(
     "Check ``answer(query, keys)``: (b_s, heads, seq_len, head_dim) and (b_s, heads, seq_len, head_dim, top_k) to "
     "scaled scores (b_s, heads, seq_len, top_k).",
     memory_scores,
-    [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)],  # in the first ones query @ keys runs
+    [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)],  # the first ones let query @ keys run
     """
     d = query.shape[-1]; dots = lambda size=1, names="bhsd,bhsdk->bhsk": torch.einsum(names, query, keys) / size**0.5
     dots()  # The scores are not scaled: divide by the root of head_dim.

@@ -131,7 +131,7 @@ def carried(v1: SelfAttention_v1, *order: str, take: Callable = lambda weight: w
 
 
 def _outputs(answer: Callable) -> Callable:
-    """What v2 computes after v1 is set to zero, or a number of its own for each fault that no output shows."""
+    """What v2 computes after v1 is set to zero, or a distinct number for each fault that no output shows."""
 
     def run(x: Tensor, *weights: Tensor) -> object:
         v1 = SelfAttention_v1(*weights[0].shape)
@@ -146,7 +146,7 @@ def _outputs(answer: Callable) -> Callable:
         for name in NAMES:
             getattr(v1, name).data.zero_()
         faults = [
-            len(layers) < len(NAMES),  # by name and kind, because the notebook has a SelfAttention_v2 of its own
+            len(layers) < len(NAMES),  # by name and kind, because the notebook defines its own SelfAttention_v2
             not unchanged,
             any(layer.bias is not None and bool(layer.bias.any()) for layer in layers),
             not all(layer.weight.requires_grad and layer.weight.is_leaf for layer in layers),

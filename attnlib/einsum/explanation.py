@@ -77,12 +77,12 @@ class EinsumExplanation(Contraction):
 
     @property
     def multiplications(self) -> int:
-        """How many the loops do in all: one fewer than there are operands, for each combination of all axes."""
+        """How many multiplications the loops take: one fewer than there are operands, for each combination of axes."""
         return (len(self.shapes) - 1) * math.prod(self.sizes.values())
 
     @property
     def path_multiplications(self) -> int:
-        """How many are left when the operands are joined two by two."""
+        """How many multiplications it takes to join the operands two by two."""
         return sum(step.multiplications for step in self.path)
 
     def operands(self) -> list[Tensor]:
@@ -90,7 +90,7 @@ class EinsumExplanation(Contraction):
         return [tensor.to(self.dtype) for tensor in self._drawn()]
 
     def _drawn(self) -> list[Tensor]:
-        """The operands on the CPU. What has no numbers gets random ones, the same each time."""
+        """The operands on the CPU. Those without numbers get random ones, the same each time."""
         generator = torch.Generator("cpu").manual_seed(0)
         options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         return [torch.randn(x.shape, **options).to(x.dtype) if x.is_meta else x.to("cpu") for x in self._given]
@@ -158,7 +158,7 @@ class EinsumExplanation(Contraction):
         return Trace(entry("output", map(str, cell)), tuple(products), total)
 
     def _run(self, source: str, operands: list[Tensor]) -> Tensor:
-        """Run generated code. From the user it has only names, which were checked and are only loop variables."""
+        """Run generated code. Only names come from the user; they were checked and serve as loop variables."""
         space: dict[str, Any] = {"__builtins__": {"range": range}, "torch": torch}
         space |= dict(zip(self.tensors, operands))
         with torch.device("cpu"):

@@ -117,7 +117,7 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
 
 
 def score_keys(query: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """Score the memories found for each query: (batch, heads, tokens, top_k), in float32 at least, −inf where masked.
+    """Score the memories found for each query: (batch, heads, tokens, top_k), in float32 or wider, −inf where masked.
     A sum of products, because a matrix product may round the same key differently in another place."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     scores = (query.unsqueeze(-2).to(dtype) * keys.to(dtype)).sum(-1)

@@ -309,7 +309,7 @@ class KVMemory:
 
     @torch.no_grad()
     def _copy(self, ring: Tensor, ids: Tensor) -> Tensor:
-        """A copy, which later writes leave as it is; 0 for id −1."""
+        """A copy that later writes do not change; 0 for id −1."""
         pairs = torch.arange(self.batch_size * self.num_heads, device=ring.device).view(*ring.shape[:2], 1, 1)
         slots = (pairs * self.capacity + ids % self.capacity).flatten()
         copy = ring.flatten(0, 2).index_select(0, slots).view(*ids.shape, ring.shape[-1])
@@ -323,7 +323,7 @@ class KVMemory:
         return _SameContents.apply(output, torch.tensor(self._writes, device="cpu"), self)
 
     def _before_a_change(self) -> None:
-        """Refuse it while a reentrant checkpoint may still recompute what it read. Under no_grad there is none."""
+        """Refuse changes while a reentrant checkpoint may still recompute what it read. Under no_grad there is none."""
         if self._awaited and torch.is_grad_enabled():
             raise RuntimeError(
                 "the memory was read by a forward without gradients and is now changed with them. In a reentrant "

@@ -94,7 +94,7 @@ class MemoryAttention(nn.Module):
         self.gate = nn.Parameter(torch.zeros(num_heads)) if fusion == "gate" else None
 
     def new_memory(self, capacity: int, *, batch_size: int = 1) -> KVMemory:
-        """Make an empty memory that fits this layer: its heads, its dtype, its device."""
+        """Make an empty memory that fits this layer, with its heads, dtype and device."""
         like = self.log_temperature
         return KVMemory(
             capacity, self.num_heads, self.head_dim, batch_size=batch_size, dtype=like.dtype, device=like.device
@@ -216,5 +216,5 @@ def _memory_share(gate: Tensor, hits: MemoryHits) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> Tensor:
-    """Vectors of length 1, in float32 at least: in float16, normalising a zero vector divides by 0."""
+    """Vectors of length 1, in float32 or wider: in float16, normalising a zero vector divides by 0."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)

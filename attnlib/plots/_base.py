@@ -33,7 +33,7 @@ def picture(drawn: Axes | Figure | np.ndarray, *, alt: str) -> None:
     first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
     figure = first if isinstance(first, Figure) else first.figure.figure  # also from axes in a part of a page
     _show(to_svg(figure), alt)
-    if "matplotlib.pyplot" in sys.modules:  # else the notebook would show pyplot's figures a second time
+    if "matplotlib.pyplot" in sys.modules:  # otherwise the notebook would show pyplot's figures a second time
         sys.modules["matplotlib.pyplot"].close(figure)
 
 

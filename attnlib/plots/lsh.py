@@ -88,7 +88,7 @@ def plot_hash_round(vectors: Tensor, directions: Tensor, *, chunk_size: int) -> 
     No chunk has a border here: in the causal rule a token looks back over ``chunk_size`` places, wherever it is.
 
     Args:
-        vectors: (tokens, 2), queries and keys at once.
+        vectors: (tokens, 2), used as both queries and keys.
         directions: (2, num_buckets // 2).
         chunk_size: as in ``lsh_attention``.
 

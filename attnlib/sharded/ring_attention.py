@@ -120,7 +120,7 @@ class _Sharded(torch.autograd.Function):
 
 
 class _ShardedGradient(torch.autograd.Function):
-    """A function of its own, so that a second derivative raises an error instead of returning a wrong number."""
+    """A separate function, so that a second derivative raises an error instead of returning a wrong number."""
 
     @staticmethod
     def forward(ctx, query, key, value, numerator, total, top, grad_output, grad_logsumexp, plan):
