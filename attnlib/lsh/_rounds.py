@@ -28,24 +28,17 @@ def attend_rounds(query_key: Tensor, value: Tensor, rotations: Tensor, key_mask:
         buckets = buckets.masked_fill(~key_mask[:, None, None], rule.num_buckets)  # padding sorts last
         real = key_mask[:, None].expand(batch, heads, tokens).flatten(0, 1)
     buckets = buckets.flatten(0, 1)  # (batch · heads, num_hashes, tokens)
-    order = buckets.argsort(dim=-1, stable=True)
-    buckets, order = buckets.to(torch.int32), order.to(torch.int32)
-    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), buckets, order, real, rule)
+    hashed = torch.stack((buckets, buckets.argsort(dim=-1, stable=True)), dim=1).to(torch.int32)
+    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), hashed, real, rule)
     return output.unflatten(0, (batch, heads))
 
 
 @torch.library.custom_op("attnlib::lsh_forward", mutates_args=())
 def lsh_forward(
-    query_key: Tensor,
-    value: Tensor,
-    buckets: Tensor,
-    order: Tensor,
-    real: Tensor | None,
-    sizes: list[int],
-    scale: float,
+    query_key: Tensor, value: Tensor, hashed: Tensor, real: Tensor | None, sizes: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself."""
-    layout = Layout(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
+    layout = Layout(Heads(query_key, value, *hashed.unbind(1), real), Rule._make([*sizes, scale]))
     chunks, c, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.value_dim
     output = torch.empty_like(value, memory_format=torch.contiguous_format)
     logsumexp = value.new_empty(value.shape[:2], dtype=torch.promote_types(value.dtype, torch.float32))
@@ -91,14 +84,13 @@ def lsh_backward(
     logsumexp: Tensor,
     query_key: Tensor,
     value: Tensor,
-    buckets: Tensor,
-    order: Tensor,
+    hashed: Tensor,
     real: Tensor | None,
     sizes: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query_key and value."""
-    layout = Layout(Heads(query_key, value, buckets, order, real), Rule._make([*sizes, scale]))
+    layout = Layout(Heads(query_key, value, *hashed.unbind(1), real), Rule._make([*sizes, scale]))
     chunks, c, d, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.head_dim, layout.value_dim
     grad_query_key, grad_value = torch.empty_like(query_key), torch.empty_like(value)
     # For each token: the gradient of its output, Σ gradient · output, log-sum-exp. Row 0 is for an empty place.
@@ -183,8 +175,8 @@ class _Rounds(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(query_key, value, buckets, order, real, rule):
-        return lsh_forward(query_key, value, buckets, order, real, *rule.packed())
+    def forward(query_key, value, hashed, real, rule):
+        return lsh_forward(query_key, value, hashed, real, *rule.packed())
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -194,7 +186,7 @@ class _Rounds(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None, None, None
+        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None, None
 
 
 class _RoundsGradient(torch.autograd.Function):
@@ -203,8 +195,8 @@ class _RoundsGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, output, logsumexp, query_key, value, buckets, order, real, rule):
-        return lsh_backward(grad, output, logsumexp, query_key, value, buckets, order, real, *rule.packed())
+    def forward(grad, output, logsumexp, query_key, value, hashed, real, rule):
+        return lsh_backward(grad, output, logsumexp, query_key, value, hashed, real, *rule.packed())
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):

@@ -47,8 +47,7 @@ def lsh_attention(
             the limit is different. (The paper subtracts log N_ij from the scores, where N_ij counts the rounds in which
             i sees j; here, only the first of them shows the pair, which gives the same output.)
         across_buckets: ignore the buckets after sorting, so that the chunks alone decide.
-        scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. For the paper's formula, pass
-            ``head_dim ** -0.5``.
+        scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. The paper's is ``head_dim ** -0.5``.
 
     Returns:
         (batch, heads, tokens, value_dim) in the dtype of ``value``, differentiable once. ``torch.vmap`` works.

@@ -25,8 +25,7 @@ class LSHSelfAttention(nn.Module):
     it a different function.
 
     Args:
-        d_in: size of a token's vector.
-        d_out: size of a context vector, over all heads together; divisible by ``num_heads``.
+        d_in, d_out: sizes of a token's vector and of a context vector; d_out is divisible by ``num_heads``.
         num_heads: number of heads.
         chunk_size: number of sorted tokens in a chunk; a causal token sees at most this many others in a round.
         num_buckets: number of buckets, even. It is the same for every length, so prefixes agree with the whole.

@@ -58,15 +58,9 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
     Formula: separate keys from values, split embed_dim into (heads, head_dim), bring the heads forward, and for the
     keys bring head_dim forward too. The scores are then ``query.unsqueeze(-2) @ keys``.
 
-    Args:
-        stacked: (b_s, seq_len, top_k, 2, embed_dim), as from ``MemoryHits.stacked``.
-        num_heads: number of heads; divides embed_dim.
-
-    Returns:
-        keys (b_s, num_heads, seq_len, head_dim, top_k) and values (b_s, num_heads, seq_len, top_k, head_dim).
-
-    Raises:
-        TypeError, ValueError: an argument has the wrong kind or shape, or embed_dim is not divisible by ``num_heads``.
+    ``stacked`` is (b_s, seq_len, top_k, 2, embed_dim), as from ``MemoryHits.stacked``. Returns keys (b_s, num_heads,
+    seq_len, head_dim, top_k) and values (b_s, num_heads, seq_len, top_k, head_dim). TypeError, ValueError: an argument
+    has the wrong kind or shape, or embed_dim is not divisible by ``num_heads``.
 
     >>> keys, values = split_memory_heads(torch.rand(2, 7, 5, 2, 12), num_heads=3)
     >>> keys.shape, values.shape
@@ -89,13 +83,12 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
 
     Args:
         query: (batch, heads, tokens, head_dim).
-        hits: what ``KVMemory.search`` found, with keys (batch, heads, tokens, top_k, head_dim). The heads may also be
-            1: then every head attends to the same memories.
+        hits: what ``KVMemory.search`` found, for as many heads, or for one that all heads share.
         scale: factor on the scores; default: ``1/√head_dim``.
 
     Returns:
         ``Attended`` with output (batch, heads, tokens, value_dim) and logsumexp (batch, heads, tokens); zeros and −inf
-        where nothing was found. ``merge`` joins it with attention to other keys.
+        where nothing was found.
 
     Raises:
         TypeError, ValueError: kinds, dtypes, shapes or devices do not fit.

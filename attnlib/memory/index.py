@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_count
+from attnlib._validate import check_counts
 from attnlib.memory.hits import MemoryHits
 from attnlib.memory.kv_memory import KVMemory
 
@@ -19,14 +19,8 @@ class IVFIndex:
     point in all directions: measure it with ``recall``. The index is rebuilt at the first search after its memory has
     changed or was replaced. A key that holds NaN or ∞ is never found.
 
-    Args:
-        memory: the memory to search.
-        num_lists: number of lists; default: about the square root of the number of memories.
-        num_probes: how many of them each query is compared with.
-
-    Raises:
-        ImportError: faiss is not installed.
-        TypeError, ValueError: ``memory`` is not a ``KVMemory``, or a number is not a positive int.
+    ``num_lists`` is by default about the square root of the number of memories. ImportError: faiss is not installed.
+    TypeError, ValueError: ``memory`` is not a ``KVMemory``, or a number is not a positive int.
 
     Source: Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search", section IV (inverted lists).
 
@@ -40,9 +34,7 @@ class IVFIndex:
     def __init__(self, memory: KVMemory, *, num_lists: int | None = None, num_probes: int = 8) -> None:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
-        if num_lists is not None:
-            check_count("num_lists", num_lists)
-        check_count("num_probes", num_probes)
+        check_counts(num_lists=1 if num_lists is None else num_lists, num_probes=num_probes)
         _import_faiss()
         self.memory, self.num_lists, self.num_probes = memory, num_lists, num_probes
         self._built_from: tuple[KVMemory, int] | None = None  # a memory, and how often it had been written

@@ -207,12 +207,8 @@ class KVMemory:
     def clear(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Forget all memories of some rows, or of all rows. Ids are not reused.
 
-        Args:
-            rows: one row, several, or a boolean tensor (batch,), True = forget; default: all.
-
-        Raises:
-            TypeError, ValueError: ``rows`` holds something else, a row outside 0 … batch − 1, or too many booleans.
-            RuntimeError: as for ``add``.
+        ``rows`` is one row, several, or a boolean tensor (batch,), True = forget. TypeError, ValueError: it is
+        something else, or holds a row outside 0 … batch − 1. RuntimeError: as for ``add``.
         """
         if isinstance(rows, Tensor):
             if rows.dtype == torch.bool:
@@ -245,11 +241,7 @@ class KVMemory:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Replace the contents with those of a memory of the same sizes and dtype, on any device.
-
-        Raises:
-            ValueError: ``state`` does not fit this memory, which then stays as it was.
-            RuntimeError: as for ``add``.
-        """
+        ValueError: they do not fit, and this memory stays as it was. RuntimeError: as for ``add``."""
         if set(state) != {"keys", "values", "next", "cleared"}:
             raise ValueError(f"state must hold keys, values, next and cleared; got {sorted(state)}")
         ends, starts = state["next"], state["cleared"]
@@ -277,11 +269,7 @@ class KVMemory:
     @classmethod
     def load(cls, path: str | os.PathLike, *, device: torch.device | str | None = None) -> "KVMemory":
         """Read the memory that ``save`` wrote, bit for bit, onto a device; its ids continue where they stopped.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: it is truncated, altered, foreign, or of another format version. Nothing in it is executed.
-        """
+        OSError: the file cannot be read. ValueError: it is damaged, foreign, or of another format version."""
         tensors, sizes = read_file(path)
         try:
             memory = cls(**sizes, dtype=tensors["keys"].dtype, device=device)

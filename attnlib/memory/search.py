@@ -28,15 +28,10 @@ FEW = 2**16  # up to this many keys, the scores of all keys are held
 def best_ids(query: Tensor, ring: Tensor, held: range, top_k: int) -> Tensor:
     """Find the ids whose keys have the greatest dot products with each query.
 
-    Args:
-        query: (batch, heads, tokens, head_dim).
-        ring: keys (batch, heads, capacity, head_dim), contiguous; the key of an id is in slot ``id mod capacity``.
-        held: the ids to search, the same for every row.
-        top_k: how many to find; at most as many as are held.
-
-    Returns:
-        int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first. A score of NaN or −inf
-        finds nothing, and the remaining ids are −1.
+    ``query`` is (batch, heads, tokens, head_dim), ``ring`` is contiguous (batch, heads, capacity, head_dim) with the
+    key of an id in slot ``id mod capacity``, and ``held`` are the ids to search in every row, at least ``top_k``.
+    Returns int64 (batch, heads, tokens, top_k), best first; of equal scores the greater id first. A score of NaN or
+    −inf finds nothing, and the remaining ids are −1.
     """
     queries, keys = query.flatten(0, 1), ring.flatten(0, 1)  # (pairs, tokens, head_dim), (pairs, capacity, head_dim)
     queries = queries.to(torch.promote_types(query.dtype, torch.float32))
@@ -172,9 +167,8 @@ def _group_maxima(query: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _best_candidates(query: Tensor, keys: Tensor, ids: Tensor, top_k: int) -> Tensor:
     """The best of the keys with these ids, (pairs, tokens, candidates) in ascending order: (pairs, tokens, top_k)."""
-    pairs, tokens, head_dim = query.shape
-    capacity, candidates = keys.shape[1], ids.shape[-1]
-    first_slots = capacity * torch.arange(pairs, device=query.device)
+    (pairs, tokens, head_dim), candidates, capacity = query.shape, ids.shape[-1], keys.shape[1]
+    first_slots = torch.arange(0, pairs * capacity, capacity, device=query.device)
     slots = (first_slots[:, None, None] + ids % capacity).flatten(0, 1)  # (pairs * tokens, candidates)
     flat_keys, flat_query, ids = keys.flatten(0, 1), query.flatten(0, 1).unsqueeze(1), ids.flatten(0, 1)
     scores = query.new_empty(pairs * tokens, 1, candidates)

@@ -1,6 +1,7 @@
 """Ring attention: queries stay where they are while keys and values travel past them, and partial results merge."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnlib._online_softmax import Blocks, OnlineSoftmax
-from attnlib._validate import check_options, check_qkv
+from attnlib._validate import check_qkv
 from attnlib.attend import Attended
 from attnlib.sharded.ring import Ring
 
@@ -62,14 +63,10 @@ def ring_attend(
     ring: Ring, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None
 ) -> Attended:
     """``sharded_attend`` on a ring that the caller keeps, for example to count its bytes."""
-    wants_gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in (query, key, value))
-
-    def check() -> None:
-        check_qkv(query, key, value)
-        check_options(is_causal, scale)
-
-    facts = {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
     tensors = {"query": query, "key": key, "value": value}
+    wants_gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors.values())
+    facts = {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
+    check = partial(check_qkv, query, key, value, None, is_causal, scale)
     shapes = ring.agree(check, tensors, facts, free_axis=-2)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
