@@ -29,8 +29,7 @@ class Heads(NamedTuple):
 
     query_key: Tensor  # (heads, tokens, head_dim)
     value: Tensor  # (heads, tokens, value_dim)
-    buckets: Tensor  # integers (heads, num_hashes, tokens)
-    order: Tensor  # integers (heads, num_hashes, tokens), the token at each place of the sorted order
+    hashed: Tensor  # integers (heads, 2, num_hashes, tokens): each token's bucket; the token at each place when sorted
     real: Tensor | None  # boolean (heads, tokens)
 
 
@@ -101,7 +100,7 @@ class Layout:
     """The inputs and the rule, the sizes that follow from both, and the buffers that every block uses again."""
 
     def __init__(self, inputs: Heads, rule: Rule) -> None:
-        (num_heads, self.num_hashes, self.tokens), c = inputs.order.shape, rule.chunk_size
+        (num_heads, _, self.num_hashes, self.tokens), c = inputs.hashed.shape, rule.chunk_size
         self.inputs, self.rule, self.device = inputs, rule, inputs.value.device
         self.head_dim, self.value_dim = inputs.query_key.shape[-1], inputs.value.shape[-1]
         self.chunks = -(-self.tokens // c)  # in each head; the last places of the last chunk may be empty
@@ -131,7 +130,7 @@ class Layout:
 
     def groups(self) -> Iterator["Group"]:
         """Load one group of heads after another. They share the buffers, so finish with one before the next."""
-        return (Group(self, slice(first, last)) for first, last in _ranges(len(self.inputs.order), self.group))
+        return (Group(self, slice(first, last)) for first, last in _ranges(len(self.inputs.value), self.group))
 
 
 class Group:
@@ -157,8 +156,9 @@ class Group:
         self.norm = F.pad((norm * (rule.scale * LOG2_E)).flatten(), (1, 0))
         self.inverse_norm = inverse.flatten()[:, None]  # (count · tokens, 1)
 
-        places = torch.arange(tokens, dtype=heads.order.dtype, device=layout.device).expand_as(heads.order)
-        slot = places.new_empty(places.shape).scatter_(-1, heads.order.long(), places)  # where each token is
+        buckets, order = heads.hashed.unbind(1)  # (count, num_hashes, tokens) each
+        places = torch.arange(tokens, dtype=order.dtype, device=layout.device).expand_as(order)
+        slot = places.new_empty(places.shape).scatter_(-1, order.long(), places)  # where each token is
         far = 2.0 * (layout.group + 1) * layout.span  # the code of padding and of empty places
 
         def padded(code: Tensor) -> Tensor:
@@ -167,12 +167,12 @@ class Group:
             return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=far) * HUGE
 
         # (num_hashes, 1 + count · tokens): the two codes of ``Rule.codes``, times HUGE
-        self.own_codes, self.codes = map(padded, rule.codes(slot, heads.buckets, layout.span))
+        self.own_codes, self.codes = map(padded, rule.codes(slot, buckets, layout.span))
         first, width = torch.arange(count, device=layout.device)[:, None, None], layout.chunks * rule.chunk_size
         # (num_hashes, count · tokens): where each token is in the sorted order
         self.place = (slot + first * width).transpose(0, 1).flatten(1)
         # (count, num_hashes, width): the row of the layout's table for each place, 0 for an empty place
-        self.taken = F.pad(heads.order + (1 + first * tokens), (0, width - tokens))
+        self.taken = F.pad(order + (1 + first * tokens), (0, width - tokens))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """First and last chunk (exclusive) of each block, counted over all heads of the group."""

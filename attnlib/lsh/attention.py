@@ -1,11 +1,19 @@
-"""Attention among tokens that share a bucket: sorted, cut into chunks, and merged over the rounds."""
+"""Attention among tokens that share a bucket: in each round sort, attend in blocks of chunks, unsort; then merge.
 
+The passes forward and backward work through heads and rounds in buffers that are allocated once, one block of chunks at
+a time, so scores never fill the memory and seldom leave the cache. Moving between the two orders is always a gather. No
+two threads ever add to the same place, so results are the same every time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from attnlib._validate import check_bool, check_count, check_key_mask, check_options, check_same, check_tensor
-from attnlib.lsh._rounds import attend_rounds
-from attnlib.lsh._sorted import Rule
-from attnlib.lsh.hashing import check_rotations
+from attnlib.lsh._sorted import HUGE, LOG2_E, Group, Heads, Layout, Round, Rule
+from attnlib.lsh.hashing import check_rotations, find_buckets
 
 
 def lsh_attention(
@@ -58,7 +66,6 @@ def lsh_attention(
 
     Source: Kitaev et al. 2020, "Reformer", section 2; N_ij is in its appendix A.
 
-    >>> import torch
     >>> from attnlib.lsh import random_rotations
     >>> x = torch.randn(2, 3, 50, 5)
     >>> rotations = random_rotations(head_dim=5, num_buckets=4, num_hashes=2)
@@ -81,3 +88,195 @@ def lsh_attention(
     scale = 1.0 if scale is None else float(scale)
     rule = Rule(chunk_size, 2 * rotations.shape[-1], is_causal, count_once, across_buckets, scale)
     return attend_rounds(query_key, value, rotations, key_mask, rule)
+
+
+def attend_rounds(query_key: Tensor, value: Tensor, rotations: Tensor, key_mask: Tensor | None, rule: Rule) -> Tensor:
+    """``lsh_attention`` without its checks."""
+    if value.numel() == 0:
+        return value * 0.0
+    batch, heads, tokens, _ = query_key.shape
+    if rule.across_buckets and tokens <= rule.chunk_size:
+        rotations = rotations[:, :1]  # one chunk holds every token, so all rounds would be the same
+    rule = rule._replace(chunk_size=min(rule.chunk_size, tokens))  # no buffers for places that stay empty
+    buckets, real = find_buckets(query_key.detach(), rotations.detach()), None
+    if key_mask is not None:
+        buckets = buckets.masked_fill(~key_mask[:, None, None], rule.num_buckets)  # padding sorts last
+        real = key_mask[:, None].expand(batch, heads, tokens).flatten(0, 1)
+    buckets = buckets.flatten(0, 1)  # (batch · heads, num_hashes, tokens)
+    hashed = torch.stack((buckets, buckets.argsort(dim=-1, stable=True)), dim=1).to(torch.int32)
+    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), hashed, real, rule)
+    return output.unflatten(0, (batch, heads))
+
+
+@torch.library.custom_op("attnlib::lsh_forward", mutates_args=())
+def lsh_forward(
+    query_key: Tensor, value: Tensor, hashed: Tensor, real: Tensor | None, sizes: list[int], scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself."""
+    layout = Layout(Heads(query_key, value, hashed, real), Rule._make([*sizes, scale]))
+    chunks, c, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.value_dim
+    output = torch.empty_like(value, memory_format=torch.contiguous_format)
+    logsumexp = value.new_empty(value.shape[:2], dtype=torch.promote_types(value.dtype, torch.float32))
+    sums = layout.new(layout.num_hashes, chunks, c, e)  # Σ_j 2^(s_ij − top_i) v_j
+    tops, totals = layout.new(2, layout.num_hashes, chunks, c, 1)  # top_i and Σ_j 2^(s_ij − top_i)
+    for group in layout.groups():
+        for r in range(layout.num_hashes):
+            sorted_heads = Round(group, r)
+            for first, last in group.blocks():
+                scores, _, _, values = sorted_heads.block(first, last)
+                top = torch.amax(scores, -1, keepdim=True, out=tops[r, first:last])
+                torch.sum(scores.sub_(top).exp2_(), -1, keepdim=True, out=totals[r, first:last])
+                torch.bmm(scores, values, out=sums[r, first:last])
+        sorted_rounds = sums.flatten(0, 2), tops.flatten(1), totals.flatten(1)
+        _merge_rounds(group, *sorted_rounds, output[group.heads].flatten(0, 1), logsumexp[group.heads].flatten())
+    return output, logsumexp
+
+
+def _merge_rounds(group: Group, sums: Tensor, tops: Tensor, totals: Tensor, output: Tensor, logsumexp: Tensor) -> None:
+    """Unsort the rounds and weight each by its share of the total."""
+    top, total = tops.gather(1, group.place), totals.gather(1, group.place)  # (num_hashes, count · tokens)
+    highest = top.amax(0)
+    alone = highest < -HUGE / 8
+    weights = (top - highest).exp2_()
+    whole = (weights * total).sum(0)
+    logsumexp.copy_((whole.log2() + highest).masked_fill_(alone, torch.inf))
+    weights.div_(whole).masked_fill_(alone, 0.0)
+    values = group.table[:, group.layout.head_dim :]
+    rounds = torch.arange(len(top), device=top.device)[:, None]
+    for first, last in group.pieces():
+        rows = (group.place[:, first:last] + rounds * tops.shape[1]).flatten()
+        parts = sums.index_select(0, rows).unflatten(0, (len(top), -1))
+        merged = parts.mul_(weights[:, first:last, None]).sum(0)
+        output[first:last] = torch.where(alone[first:last, None], values[first:last], merged)
+    if group.real is not None:
+        output.masked_fill_(~group.real, 0.0)
+
+
+@torch.library.custom_op("attnlib::lsh_backward", mutates_args=())
+def lsh_backward(
+    grad: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    query_key: Tensor,
+    value: Tensor,
+    hashed: Tensor,
+    real: Tensor | None,
+    sizes: list[int],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of query_key and value."""
+    layout = Layout(Heads(query_key, value, hashed, real), Rule._make([*sizes, scale]))
+    chunks, c, d, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.head_dim, layout.value_dim
+    grad_query_key, grad_value = torch.empty_like(query_key), torch.empty_like(value)
+    # For each token: the gradient of its output, Σ gradient · output, log-sum-exp. Row 0 is for an empty place.
+    d_output, inner, whole = (layout.new(1 + layout.group * layout.tokens, n) for n in (e, 1, 1))
+    d_output[0] = inner[0] = whole[0] = 0.0
+    # In sorted order: gradients as key and as value, behind a chunk that nobody reads, and as query.
+    d_key, d_value, d_query = layout.new(1 + chunks, c, d), layout.new(1 + chunks, c, e), layout.new(chunks, c, d)
+    d_key[0] = d_value[0] = 0.0
+    d_sorted, scratch = layout.new(layout.block * c, e), layout.new(layout.block, c, 2 * c)
+    for group in layout.groups():
+        which, total = group.heads, len(group.table)
+        of_tokens = slice(1, 1 + total)
+        d_output[of_tokens] = grad[which].flatten(0, 1)
+        if group.real is not None:
+            d_output[of_tokens].masked_fill_(~group.real, 0.0)
+        inner[of_tokens] = (d_output[of_tokens] * output[which].flatten(0, 1)).sum(-1, keepdim=True)
+        whole[of_tokens] = logsumexp[which].reshape(-1, 1)
+        as_key, as_value, as_query = (layout.new(total, n).zero_() for n in (d, e, d))
+        for r in range(layout.num_hashes):
+            sorted_heads = Round(group, r)
+            rows = sorted_heads.rows[c:]
+            sorted_inner, sorted_whole = (t[rows].view(-1, c, 1) for t in (inner, whole))
+            for first, last in group.blocks():
+                here = rows[first * c : last * c]
+                d_out = torch.index_select(d_output, 0, here, out=d_sorted[: len(here)]).view(-1, c, e)
+                scores, query, keys, values = sorted_heads.block(first, last)
+                weights = scores.sub_(sorted_whole[first:last]).exp2_()  # (block, c, 2c)
+                d_scores = torch.bmm(d_out, values.mT, out=scratch[: last - first])
+                d_scores.sub_(sorted_inner[first:last]).mul_(weights)
+                flipped_weights, flipped_scores = weights.mT, d_scores.mT
+                torch.bmm(flipped_weights[:, c:], d_out, out=d_value[first + 1 : last + 1])
+                d_value[first:last].baddbmm_(flipped_weights[:, :c], d_out)
+                torch.bmm(flipped_scores[:, c:], query, out=d_key[first + 1 : last + 1])
+                d_key[first:last].baddbmm_(flipped_scores[:, :c], query)
+                torch.bmm(d_scores, keys, out=d_query[first:last])
+            for whole_grad, sorted_grad in ((as_key, d_key[1:]), (as_value, d_value[1:]), (as_query, d_query)):
+                for first, last in group.pieces():
+                    whole_grad[first:last] += sorted_grad.flatten(0, 1).index_select(0, group.place[r, first:last])
+        unit = group.table[:, :d]
+        as_value += d_output[of_tokens] * (whole[of_tokens] == torch.inf)  # the output of a token alone is its value
+        along = (unit * as_key).sum(-1, keepdim=True)
+        as_query.mul_(scale).add_((as_key - unit * along).mul_(group.inverse_norm / LOG2_E))
+        grad_query_key[which] = as_query.unflatten(0, (-1, layout.tokens))
+        grad_value[which] = as_value.unflatten(0, (-1, layout.tokens))
+    return grad_query_key, grad_value
+
+
+# What torch.compile, torch.export, torch.vmap must know about the two operators.
+
+
+@lsh_forward.register_fake
+def _(query_key, value, *rest):
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    output = torch.empty_like(value, memory_format=torch.contiguous_format)
+    return output, value.new_empty(value.shape[:2], dtype=dtype)
+
+
+@lsh_backward.register_fake
+def _(grad, output, logsumexp, query_key, value, *rest):
+    return torch.empty_like(query_key), torch.empty_like(value)
+
+
+def _vmap(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """Merge the axis that vmap maps over with the axis of heads, which comes first in every tensor."""
+
+    def call(info, in_dims, *inputs):
+        size, folded = info.batch_size, []
+        for dim, value in zip(in_dims, inputs):
+            if isinstance(value, Tensor):
+                value = (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
+            folded.append(value)
+        return tuple(t.unflatten(0, (size, -1)) for t in operator(*folded)), (0, 0)
+
+    return call
+
+
+lsh_forward.register_vmap(_vmap(lsh_forward))
+lsh_backward.register_vmap(_vmap(lsh_backward))
+
+
+class _Rounds(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(query_key, value, hashed, real, rule):
+        return lsh_forward(query_key, value, hashed, real, *rule.packed())
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.rule = inputs
+        ctx.save_for_backward(*outputs, *tensors)
+        ctx.mark_non_differentiable(outputs[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None, None
+
+
+class _RoundsGradient(torch.autograd.Function):
+    """A separate step, so that a second derivative raises an error instead of giving a wrong number."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad, output, logsumexp, query_key, value, hashed, real, rule):
+        return lsh_backward(grad, output, logsumexp, query_key, value, hashed, real, *rule.packed())
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise NotImplementedError("lsh_attention can be differentiated once; to differentiate twice, use attend")

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from attnlib._validate import check_bool, check_counts, check_divisible, check_input
 from attnlib.attend import hide_padding
-from attnlib.lsh._rounds import attend_rounds
 from attnlib.lsh._sorted import Rule
+from attnlib.lsh.attention import attend_rounds
 from attnlib.lsh.hashing import random_rotations
 from attnlib.multi_head import _split_heads
 
