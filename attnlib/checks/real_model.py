@@ -68,6 +68,9 @@ check_masked_mean = Exercise(
     total  # This is the sum: divide it by the number of real tokens.
     total / key_mask.sum(); total / (key_mask.sum() / len(states))  # Texts differ: count each text's own tokens.
     total / (count + 1)  # The count is one too high.
+    total / count.sqrt()  # Divide by the count itself, without a root.
+    torch.stack([x[: m.sum()].mean(0) for x, m in zip(states, key_mask)])  # Padding may be anywhere: use key_mask.
+    (total - at(first)) / (count - 1).clamp(min=1)  # The first real token counts too.
     masked_mean(states, ~key_mask); masked_mean(states, ~key_mask).nan_to_num()  # The mask is inverted: True is real.
     (states * real).sum(1) / count  # NaN · 0 is NaN: use masked_fill or torch.where.
     states[key_mask].mean(0).expand(len(states), -1)  # The texts are mixed: take one mean for each text.
@@ -92,12 +95,15 @@ check_head_shares = Exercise(
     three(beside(1), beside(-1), first)  # Previous is offset −1.
     three(first, beside(-1), beside(1))  # The first token comes last.
     right.T  # The three numbers must be the last axis: use torch.stack(…, dim=-1).
-    three(beside(-1), beside(1), weights[:, :, 0])  # [CLS] asks too here.
-    three(beside(-1), beside(1), weights[:, :-1, -1])  # That is the last.
-    three(beside(-1), beside(1), first, torch.sum)  # Sums: take the means.
-    three(beside(-1), beside(1), first, torch.amax)  # Means, not maxima.
+    three(beside(-1), beside(1), weights[:, :, 0])  # For the first token, leave out token 0 itself as a query.
+    three(beside(-1), beside(1), weights[:, :-1, -1])  # This is the weight on the last token: take the first.
+    three(beside(-1), beside(1), first, torch.sum)  # These are sums: take the means.
+    three(beside(-1), beside(1), first, torch.amax)  # These are maxima: take the means.
     right * (weights.shape[-1] - 1) / weights.shape[-1]  # Only tokens − 1 queries have such a neighbour.
-    three(*(x.float() for x in (most[:, 1:] == place[:-1], most[:, :-1] == place[1:], most[:, 1:] == 0)))  # Take means.
+    wins = (most[:, 1:] == place[:-1], most[:, :-1] == place[1:], most[:, 1:] == 0)
+    three(*(win.float() for win in wins))  # These are shares of queries: average the weights themselves.
+    three(weights.tril(-1).sum(-1), weights.triu(1).sum(-1), first)  # Take the token directly beside, not a whole side.
+    three(beside(-1), beside(1), weights[:, 0, 1:])  # This is the row of the first query: take the first key's column.
     three(beside(0), beside(1), first)  # Offset 0 is the token itself.
     three(beside(-2), beside(2), first)  # These are two places away.
     right.mean(0)  # The heads are averaged: give three numbers for each head.
@@ -135,8 +141,10 @@ check_topk_weights = Exercise(
     topk_weights(scores / scores.shape[-1] ** 0.5, top_k)  # The scores are scaled already: do not divide again.
     right > 0  # This is the mask: return the weights.
     right * scores  # These are weights times scores: return the weights alone.
+    topk_weights(scores.softmax(-1), top_k)  # This is a softmax of a softmax: take it once, over the best scores.
+    kept(scores, top_k, 0.0) / best.sum(-1, True); kept(scores, top_k).exp()  # Use a softmax: e^score over their sum.
     kept(scores, top_k, 0.0)  # These are scores: take their softmax.
-    best.softmax(-1)  # Put the weights back to their keys, with scatter.
+    v = best.softmax(-1); v; F.pad(v, (0, scores.shape[-1] - v.shape[-1]))  # Put weights back to their keys: scatter.
     scores[..., :top_k].softmax(-1)  # These are the first top_k keys: take the best ones.
     kept(scores, top_k).isfinite() / best.shape[-1]  # All weights are equal.
     """,
@@ -153,6 +161,9 @@ check_search = Exercise(
     ranked = lambda texts, best=True: (questions @ texts.T).topk(top_k, largest=best).indices
     find = lambda n=top_k: search(documents, questions, n)
     ranked(documents)  # Long documents win: give every document length 1 first.
+    ranked(F.normalize(documents, p=1, dim=-1))  # The absolute values sum to 1 here: make the length 1, with p=2.
+    ranked(documents / documents.square().sum(-1, True))  # Divide by the length, which is the root of that sum.
+    ranked(documents / documents.abs().amax(-1, True))  # Divide by the length, not by the largest number.
     ranked(F.normalize(documents, dim=0))  # Normalise along the last axis, dim=-1.
     find().flip(-1)  # The best document must come first.
     ranked(unit, False)  # These are the least similar documents.
@@ -160,7 +171,8 @@ check_search = Exercise(
     find().sort(-1).values  # The ids are sorted by number: the best must come first.
     torch.cdist(questions, documents).topk(top_k, largest=False).indices  # Distances depend on length: use cosines.
     cosines.abs().topk(top_k).indices  # A cosine of −1 is the opposite: drop the abs.
-    search(documents[-top_k:], questions, top_k)  # The capacity is too small: the memory forgot the first documents.
+    late = search(documents[-top_k:], questions, top_k) + len(documents) - top_k
+    late  # The capacity is too small: the memory forgot the first documents.
     search(documents[:top_k], questions, top_k)  # Only the first top_k documents are searched.
     search(questions, documents, min(top_k, len(questions)))  # Documents and questions are swapped.
     find(len(documents)); find(1)  # Return top_k ids for each question.
