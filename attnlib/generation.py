@@ -187,7 +187,7 @@ class GroupedQueryAttention(nn.Module):
             raise ValueError(f"cache must have the layer's {expected}, or no window; got {got}")
         if cache._sizes:
             if cache._sizes[0] != x.shape[0]:
-                raise ValueError(f"x must have the batch of the cache, {cache._sizes[0]}; got {x.shape[0]}")
+                raise ValueError(f"x must have the cache's batch size, {cache._sizes[0]}; got {x.shape[0]}")
             check_device("x", x, "the cache", cache._key.device)
         return x, key_mask
 

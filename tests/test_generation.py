@@ -453,7 +453,7 @@ def test_errors_of_the_cache():
     with pytest.raises(ValueError, match="key_mask belongs to append"):
         layer(x, cache, torch.ones(BATCH, TOKENS, dtype=torch.bool))
     for call in (layer, layer.append, layer.attention_weights):
-        with pytest.raises(ValueError, match="x must have the batch of the cache, 3; got 2"):
+        with pytest.raises(ValueError, match="x must have the cache's batch size, 3; got 2"):
             call(x[:2], cache)
         with pytest.raises(ValueError, match="x must be on the device of the cache, cpu; got meta"):
             call(x.to("meta"), cache)

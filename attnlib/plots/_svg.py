@@ -26,7 +26,7 @@ LETTERS = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as SVG, drawn on the white page that its functions give it."""
+    """The figure as SVG, on a white page."""
     canvas = figure.canvas
     try:
         with style.context("default"):
