@@ -53,7 +53,7 @@ def test_instructors_get_open_solutions_points_minutes_and_the_named_mistakes(pa
         assert all(mistake.sentence in notebook.cells[index + 1].source for mistake in check.mistakes)
 
 
-def test_addresses_come_from_the_remote_or_are_left_out(tmp_path):
+def test_addresses_come_from_the_remote_or_are_omitted(tmp_path):
     (tmp_path / "here").mkdir()
     subprocess.run(["git", "init", "-q"], cwd=tmp_path / "here", check=True)
     assert editions.address(tmp_path / "here") is None

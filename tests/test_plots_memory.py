@@ -7,7 +7,7 @@ import torch
 from attnlib.plots import plot_memory_reads
 
 
-def test_memory_reads_stand_where_they_were_stored_and_missing_ones_are_left_out():
+def test_memory_reads_are_drawn_where_they_were_stored_and_missing_ones_are_omitted():
     ids, weights = torch.tensor([[3, 9, -1], [4, -1, -1]]), torch.tensor([[0.2, 0.7, 0.0], [0.9, 0.0, 0.0]])
     axes = plot_memory_reads(ids, weights, now=10, capacity=7, labels=[f"word {i}" for i in range(10)])
     assert len(axes) == 2
