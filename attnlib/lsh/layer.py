@@ -25,13 +25,10 @@ class LSHSelfAttention(nn.Module):
     it a different function.
 
     Args:
-        d_in, d_out: sizes of a token's vector and of a context vector; d_out is divisible by ``num_heads``.
-        num_heads: number of heads.
+        d_in, d_out, num_heads, is_causal, qkv_bias: as in ``MultiHeadAttention``.
         chunk_size: number of sorted tokens in a chunk; a causal token sees at most this many others in a round.
         num_buckets: number of buckets, even. It is the same for every length, so prefixes agree with the whole.
         num_hashes: number of rounds.
-        is_causal: hide later tokens.
-        qkv_bias: whether W_query_key and W_value have a bias; ``out_proj`` always has one.
 
     Attributes:
         W_query_key, W_value: ``nn.Linear(d_in, d_out)``; out_proj: ``nn.Linear(d_out, d_out)``; created in this order.

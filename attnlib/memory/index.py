@@ -44,8 +44,7 @@ class IVFIndex:
         """Find good memories, in the form that ``KVMemory.search`` returns, though not always the best. If the lists
         searched hold fewer than ``top_k``, the rest is masked."""
         self.memory._check_query(query, top_k)
-        memory, writes = self._built_from or (None, 0)
-        if memory is not self.memory or writes != self.memory._writes:
+        if self._built_from != (self.memory, self.memory._writes):
             self._indexes = [
                 [self._build(self.memory._keys[row, head], ids) for head in range(self.memory.num_heads)]
                 for row, ids in enumerate(self.memory._held())
@@ -75,8 +74,7 @@ class IVFIndex:
             return None
         num_lists = self.num_lists or min(math.isqrt(len(ids)), len(ids) // 39)  # faiss wants 39 keys a list
         num_lists = max(1, min(num_lists, len(ids)))
-        centres = faiss.IndexFlatIP(self.memory.head_dim)
-        index = faiss.IndexIVFFlat(centres, self.memory.head_dim, num_lists, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(self.memory.head_dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
         index.train(keys.numpy())
         index.add_with_ids(keys.numpy(), ids.numpy())

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,16 +24,15 @@ from attnlib.memory.storage import read_file, write_file
 
 SIZES = ("capacity", "num_heads", "head_dim", "value_dim", "batch_size")
 ADVICE = "call remember after backward, or read outside the checkpoint: checkpoint(layer, x, layer.read(x, memory))"
-P = ParamSpec("P")
-R = TypeVar("R")
+Method = TypeVar("Method", bound=Callable)
 
 
-def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
+def _uncompiled(method: Method) -> Method:
     """A method that ``torch.compile`` leaves to Python, because it depends on how much the memory holds."""
     refusal = "{} cannot search or write a KVMemory; search it first, and pass on the hits: layer(x, hits)"
 
     @functools.wraps(method)
-    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+    def run(*args, **kwargs):
         if torch.compiler.is_dynamo_compiling():
             return torch.compiler.disable(method)(*args, **kwargs)
         if torch.compiler.is_compiling():
@@ -45,7 +44,7 @@ def _uncompiled(method: Callable[P, R]) -> Callable[P, R]:
                 raise NotImplementedError(refusal.format("torch.vmap")) from error
             raise
 
-    return run
+    return run  # type: ignore[return-value]
 
 
 class _SameContents(torch.autograd.Function):

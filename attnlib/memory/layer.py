@@ -33,13 +33,9 @@ class MemoryAttention(nn.Module):
     ``forward`` only reads. Call ``remember`` after it to store; before it, tokens would find themselves in the memory.
 
     Args:
-        d_in, d_out: sizes of a token's vector and of a context vector.
-        context_length: the largest number of tokens in x.
-        dropout: share of the weights dropped while training, 0 … 1.
-        num_heads: number of heads.
+        d_in, d_out, context_length, dropout, num_heads, qkv_bias: as in ``MultiHeadAttention``.
         top_k: how many memories each token and head may see.
         fusion: "joint" or "gate".
-        qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
         head_dim: size of each head's queries, keys and values; default: ``d_out / num_heads``.
 
     Attributes:

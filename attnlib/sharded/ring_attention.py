@@ -32,8 +32,7 @@ def sharded_attend(
         query: (…, q_tokens, head_dim), this process's share. Joined in the order of the ranks, the shares make up the
             whole sequence; their lengths may differ, and may be 0.
         key, value: (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim), this process's shares.
-        is_causal: hide the keys that come after a query in the whole sequence (upper-left alignment).
-        scale: factor on the scores; default: ``1/√head_dim``.
+        is_causal, scale: as for ``attend``, over the whole sequence.
         group: the processes; default: all.
 
     Returns:
