@@ -96,6 +96,8 @@ class Encoder(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """What goes into the first block, (batch, tokens, dim), from ids of word pieces (batch, tokens)."""
+        if ids.shape[-1] > self.context_length:
+            raise ValueError(f"ids must have at most context_length={self.context_length} tokens; got {ids.shape[-1]}")
         places = self.position_embedding.weight[: ids.shape[-1]]  # (tokens, dim)
         return self.norm(self.token_embedding(ids) + places + self.type_embedding.weight[0])
 

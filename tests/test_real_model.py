@@ -286,6 +286,12 @@ def test_a_text_that_is_too_long_is_answered_by_both_numbers(tiny):
             call("one " * 12)
 
 
+def test_too_many_ids_are_answered_by_both_numbers(tiny):
+    for call in (tiny, tiny.embed):
+        with pytest.raises(ValueError, match="ids must have at most context_length=11 tokens; got 12"):
+            call(torch.ones(2, 12, dtype=torch.int64))
+
+
 def test_what_is_not_a_text_is_named(tiny):
     with pytest.raises(TypeError, match="texts must be strings; got bytes"):
         tiny.encode(["one", b"two"])
