@@ -15,7 +15,7 @@ HABITS = [
     r"\bso too\b", r"goes round\b", r"leans? on none", r"how-manieth", r"at the door\b", r"The door:",
     r"whole or not there", r"changed? places", r"most memory held", r"as often as met", r"\bwhoever\b", r"\bhence\b",
     r"stands? (above|below|for) and\b", r"[Kk]eep your answer", r"says? the same\.",
-    r"\b(simply|obviously|trivially|of course)\b",
+    r"\b(simply|obviously|trivially|of course)\b", r"\blet us\b",
 ]  # fmt: skip
 PATTERN = re.compile("|".join(HABITS), re.IGNORECASE)
 IN_PROSE = re.compile(r"\bjust\b", re.IGNORECASE)  # a fine word elsewhere, and belittling in front of a learner
