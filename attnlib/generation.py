@@ -24,8 +24,8 @@ class GroupedQueryAttention(nn.Module):
     ``forward`` only reads the cache, ``append`` only writes it. Call ``append`` first, because a token sees itself.
     However the tokens are split into calls, the outputs are those of one call on all of them without a cache.
 
-    On NVIDIA GPUs, PyTorch may choose cuDNN's kernel, which makes a plan for each new number of keys: 70 ms per token on
-    an H100. Call ``torch.backends.cuda.enable_cudnn_sdp(False)`` before you generate; a step then takes 0.5 ms.
+    On NVIDIA GPUs, PyTorch may choose cuDNN's kernel, which makes a plan for each new number of keys: 70 ms per token
+    on an H100. Call ``torch.backends.cuda.enable_cudnn_sdp(False)`` before you generate; a step then takes 0.5 ms.
 
     Args:
         d_in, d_out, context_length, num_heads: as in ``MultiHeadAttention``. At most ``context_length`` tokens are in x
