@@ -19,8 +19,8 @@ class CausalAttention(SingleHead):
         dropout: share of the weights dropped while training, 0 … 1; the others grow by 1/(1 − dropout).
 
     Attributes:
-        W_query, W_key, W_value: as in ``SelfAttention_v2``. There is no mask buffer; a ``mask`` in a state dict is
-            ignored.
+        W_query, W_key, W_value: as in ``SelfAttention_v2``. The mask is not a buffer, so a ``mask`` in a state
+            dict is ignored.
         dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
 
     Raises:

@@ -158,11 +158,8 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def attention_weights(self, text: str) -> Tensor:
         """Who looks at whom in a text, (num_layers, num_heads, tokens, tokens); rows sum to one."""
-        weights = []
-        for block, states in zip(self.blocks, self.hidden_states(text)):
-            assert isinstance(block, Block)
-            weights.append(block.attention.attention_weights(states))
-        return torch.stack(weights)
+        pairs = zip(self.blocks, self.hidden_states(text))
+        return torch.stack([block.attention.attention_weights(x) for block, x in pairs])  # type: ignore
 
     def _batches(self, lengths: list[int], batch_size: int) -> list[list[int]]:
         """Which texts are computed together: neighbours in length, so that there is little padding."""

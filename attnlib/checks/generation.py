@@ -131,7 +131,7 @@ check_expand_heads = Exercise(
     [(*draw(11 + i, shape), num_heads) for i, (shape, num_heads) in enumerate(KEY_HEADS)],
     """
     group = num_heads // key.shape[1]; shared = lambda head: head.expand(-1, num_heads, -1, -1)
-    key.repeat(1, group, 1, 1)  # The key heads alternate: neighbours share one, repeat_interleave.
+    key.repeat(1, group, 1, 1)  # The key heads alternate, but neighbours share one: use repeat_interleave.
     key.repeat_interleave(group)  # Without dim, everything is flattened: the heads are axis 1.
     key.repeat_interleave(num_heads, 1)  # There are too many heads: repeat each num_heads // num_kv_heads times.
     key.repeat_interleave(key.shape[1], 1)  # Repeat each head num_heads // num_kv_heads times, not num_kv_heads times.
@@ -140,7 +140,7 @@ check_expand_heads = Exercise(
     shared(key[:, :1]); shared(key[:, -1:])  # All query heads get one key head: head h gets key head h // group.
     key.flip(1).repeat_interleave(group, 1)  # The heads are in reverse: key head 0 comes first.
     shared(key.mean(1, True)); shared(key.sum(1, True))  # The key heads are added or averaged: each stays what it is.
-    key[:, :, None].expand(-1, -1, group, -1, -1)  # The copies are an axis: flatten it.
+    key[:, :, None].expand(-1, -1, group, -1, -1)  # The copies have their own axis: flatten it into the heads.
     key[:, torch.arange(num_heads).clamp(max=key.shape[1] - 1)]  # Only the last head is repeated: repeat each of them.
     key.mT.repeat_interleave(group, 1)  # Tokens and head_dim are swapped: leave them as they are.
     key  # Nothing is repeated: there must be num_heads of them.
@@ -189,14 +189,14 @@ check_cache_bytes = Exercise(
     right * 2  # It is twice too much: count keys once and values once.
     2 * heads * d * n  # The layers are missing: each has a cache.
     two * queries * d * n  # Count key heads, not all heads.
-    two * wide * n  # hidden_size is for all heads.
+    two * wide * n  # hidden_size covers all query heads: count the key heads.
     two * heads * (wide // queries) * n  # Where the configuration has head_dim, use it.
     two * heads * d * tokens  # These are numbers: multiply by bytes_per_number.
     two * heads * d * bytes_per_number  # This is for one token: multiply by tokens.
     right * tokens  # The tokens are squared: a key is stored once.
     two * heads * config.get("head_dim", wide // heads) * n  # head_dim is hidden_size // num_attention_heads.
     right / 8  # It is divided by 8: bytes_per_number counts bytes already.
-    right * 8  # These are bits: a byte is one.
+    right * 8  # These are bits: return bytes.
     right / 2**10; right / 2**20  # This is in KiB or MiB: return bytes.
     two * heads * d * tokens * 2  # Two bytes per number are fixed: use bytes_per_number.
     two * d * n  # One key head is counted: there are more.
