@@ -42,11 +42,12 @@ def check_same(**tensors: Tensor) -> None:
             raise TypeError(f"{name} must have the dtype of {first_name}, {first.dtype}; got {tensor.dtype}")
 
 
-def check_boolean(name: str, mask: object, meaning: str) -> None:
-    """TypeError unless `mask` is a boolean tensor; the message says what True means."""
+def check_boolean(name: str, mask: object, meaning: str, other: str, device: torch.device) -> None:
+    """TypeError unless `mask` is a boolean tensor, where True has this meaning; then ``check_device``."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name} must be a boolean tensor, True = {meaning}; got {got}")
+    check_device(name, mask, other, device)
 
 
 def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *options: object) -> None:
@@ -63,8 +64,7 @@ def check_qkv(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = N
         raise ValueError(f"query, key and value must have leading axes that broadcast; got {shapes}") from None
     if mask is None:
         return
-    check_boolean("mask", mask, "may attend")
-    check_device("mask", mask, "query", query.device)
+    check_boolean("mask", mask, "may attend", "query", query.device)
     shape = (*leading, query.shape[-2], key.shape[-2])
     if mask.ndim > len(shape) or any(m not in (1, s) for m, s in zip(mask.shape[::-1], shape[::-1])):
         axes = ", ".join([*map(str, leading), f"q_tokens={shape[-2]}", f"kv_tokens={shape[-1]}"])
@@ -99,24 +99,18 @@ def check_input(x: Tensor, d_in: int, context_length: int | None = None) -> None
 
 def check_key_mask(key_mask: Tensor, x: Tensor) -> None:
     """A boolean mask of real tokens, True = real: (batch, tokens) like `x` without its last axis."""
-    check_boolean("key_mask", key_mask, "real token")
+    check_boolean("key_mask", key_mask, "real token", "x", x.device)
     axes = "batch tokens" if x.ndim == 3 else "tokens"
     check_shape("key_mask", key_mask, axes, dict(zip(axes.split(), x.shape)))
-    check_device("key_mask", key_mask, "x", x.device)
 
 
-def check_counts(**values: object) -> None:
-    """Every value must be an int of at least 1."""
+def check_counts(*, at_least: int = 1, **values: object) -> None:
+    """TypeError unless every value is an int (a bool does not count), ValueError if one is below `at_least`."""
     for name, value in values.items():
-        check_count(name, value)
-
-
-def check_count(name: str, value: object, *, at_least: int = 1) -> None:
-    """TypeError unless an int (a bool does not count), ValueError below `at_least`."""
-    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):  # torch.export has its own kind of sizes
-        raise TypeError(f"{name} must be an int; got {type(value).__name__}")
-    if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}; got {value}")
+        if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):  # SymInt: sizes in torch.export
+            raise TypeError(f"{name} must be an int; got {type(value).__name__}")
+        if value < at_least:
+            raise ValueError(f"{name} must be at least {at_least}; got {value}")
 
 
 def check_dtype(dtype: object) -> None:

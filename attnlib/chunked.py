@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnlib._online_softmax import Blocks, OnlineSoftmax
-from attnlib._validate import check_count, check_qkv
+from attnlib._validate import check_counts, check_qkv
 from attnlib.attend import Attended, blank
 
 
@@ -44,7 +44,7 @@ def chunked_attend(
     True
     """
     check_qkv(query, key, value, mask, is_causal, scale)
-    check_count("block_size", block_size)
+    check_counts(block_size=block_size)
     scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     blocks = Blocks(scale, block_size, lead=0 if is_causal else None)
     key, value = blank(key, mask), blank(value, mask)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnlib._validate import check_boolean, check_count, check_device, check_shape, check_tensor
+from attnlib._validate import check_counts, check_device, check_key_mask, check_shape, check_tensor
 from attnlib.attend import blank
 
 Angles = tuple[Tensor, Tensor]  # as from ``cos_sin``, each (batch or 1, 1, tokens, head_dim)
@@ -96,9 +96,7 @@ class KVCache:
         """
         self._check_fits(key, value)
         if key_mask is not None:
-            check_boolean("key_mask", key_mask, "real token")
-            check_shape("key_mask", key_mask, "batch tokens", {"batch": key.shape[0], "tokens": key.shape[2]})
-            check_device("key_mask", key_mask, "key", key.device)
+            check_key_mask(key_mask, key[:, 0])
             key, value = (blank(tensor, key_mask[:, None, None]) for tensor in (key, value))
         self._append(key, value, self._next_positions(key.shape[2], key_mask), None)
 
@@ -186,7 +184,7 @@ class KVCache:
 def check_window(window: object, sinks: object) -> None:
     """A window of at least 1 or None, and sinks only with a window."""
     if window is not None:
-        check_count("window", window)
-    check_count("sinks", sinks, at_least=0)
+        check_counts(window=window)
+    check_counts(at_least=0, sinks=sinks)
     if sinks and window is None:
         raise ValueError(f"sinks need a window, because without one every token stays visible; got sinks={sinks}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_count
+from attnlib._validate import check_counts
 
 Device = torch.device | str | None
 
@@ -32,8 +32,7 @@ def causal_mask(
             [ True,  True,  True,  True]])
     """
     kv_tokens = q_tokens if kv_tokens is None else kv_tokens
-    check_count("q_tokens", q_tokens, at_least=0)
-    check_count("kv_tokens", kv_tokens, at_least=0)
+    check_counts(at_least=0, q_tokens=q_tokens, kv_tokens=kv_tokens)
     if align not in ("upper_left", "lower_right"):
         raise ValueError(f'align must be "upper_left" or "lower_right"; got {align!r}')
     shift = 0 if align == "upper_left" else kv_tokens - q_tokens
@@ -60,9 +59,8 @@ def sliding_window_mask(q_tokens: int, kv_tokens: int, window: int, *, sinks: in
             [ True, False,  True,  True, False],
             [ True, False, False,  True,  True]])
     """
-    check_count("kv_tokens", kv_tokens, at_least=0)
-    check_count("window", window)
-    check_count("sinks", sinks, at_least=0)
+    check_counts(at_least=0, kv_tokens=kv_tokens, sinks=sinks)
+    check_counts(window=window)
     past = causal_mask(q_tokens, kv_tokens, align="lower_right", device=device)
     recent = past.triu(kv_tokens - q_tokens - window + 1)
     return recent | (past & (torch.arange(kv_tokens, device=device) < sinks))
@@ -87,7 +85,7 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
             [False, False, False],
             [ True,  True,  True]])
     """
-    check_count("num_tokens", num_tokens, at_least=0)
+    check_counts(at_least=0, num_tokens=num_tokens)
     kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths)
     if not isinstance(kind, torch.dtype) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TypeError(f"lengths must be an integer tensor; got {getattr(kind, '__name__', kind)}")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from attnlib._validate import check_count
+from attnlib._validate import check_counts
 from attnlib.attend import blank
 from attnlib.multi_head import MultiHeadAttention
 
@@ -133,7 +133,7 @@ class Encoder(nn.Module):
             TypeError, ValueError: texts are not strings, one has more than ``context_length`` word pieces, or
                 ``batch_size`` is not an int of at least 1.
         """
-        check_count("batch_size", batch_size)
+        check_counts(batch_size=batch_size)
         if isinstance(texts, str):
             return self.encode([texts])[0]
         ids = self._ids(texts)

@@ -21,11 +21,11 @@ def test_shapes_are_given_in_words():
 
 
 def test_counts_and_probabilities():
-    _validate.check_count("top_k", 1)
+    _validate.check_counts(top_k=1)
     with pytest.raises(ValueError, match="top_k must be at least 1; got 0"):
-        _validate.check_count("top_k", 0)
+        _validate.check_counts(top_k=0)
     with pytest.raises(TypeError, match="top_k must be an int; got bool"):
-        _validate.check_count("top_k", True)
+        _validate.check_counts(top_k=True)
     _validate.check_probability("dropout", 0)
     _validate.check_probability("dropout", 1.0)
     with pytest.raises(ValueError, match=r"dropout must lie between 0 and 1; got -0.1"):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_count
+from attnlib._validate import check_counts
 from attnlib.einsum.axes import Axis
 from attnlib.einsum.code import entry
 from attnlib.einsum.equation import Contraction, own_name
@@ -143,7 +143,7 @@ class EinsumExplanation(Contraction):
             names = ", ".join(self.free) or "none, because the output is a single number"
             raise ValueError(f"trace needs one index for each axis of the output ({names}); got {len(cell)}")
         for name, index in zip(self.free, cell):
-            check_count(f"index of {name}", index, at_least=0)
+            check_counts(at_least=0, **{f"index of {name}": index})
             if index >= self.sizes[name]:
                 raise ValueError(f"index of {name} must be below its size, {self.sizes[name]}; got {index}")
         self._check_small()

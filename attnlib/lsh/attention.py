@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_bool, check_count, check_key_mask, check_options, check_same, check_tensor
+from attnlib._validate import check_bool, check_counts, check_key_mask, check_options, check_same, check_tensor
 from attnlib.lsh._sorted import HUGE, LOG2_E, Group, Heads, Layout, Round, Rule
 from attnlib.lsh.hashing import check_rotations, find_buckets
 
@@ -79,7 +79,7 @@ def lsh_attention(
     check_tensor("value", value, "batch heads tokens value_dim", sizes)
     check_same(query_key=query_key, value=value)
     check_rotations(rotations, query_key, "query_key")
-    check_count("chunk_size", chunk_size)
+    check_counts(chunk_size=chunk_size)
     check_options(is_causal, scale)
     check_bool("count_once", count_once)
     check_bool("across_buckets", across_buckets)

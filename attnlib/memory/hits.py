@@ -5,15 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attnlib._validate import (
-    check_boolean,
-    check_count,
-    check_device,
-    check_options,
-    check_same,
-    check_shape,
-    check_tensor,
-)
+from attnlib._validate import check_boolean, check_counts, check_options, check_same, check_shape, check_tensor
 from attnlib.attend import Attended, _average
 
 
@@ -67,7 +59,7 @@ def split_memory_heads(stacked: Tensor, num_heads: int) -> tuple[Tensor, Tensor]
     (torch.Size([2, 3, 7, 4, 5]), torch.Size([2, 3, 7, 5, 4]))
     """
     check_tensor("stacked", stacked, "b_s seq_len top_k two embed_dim", {"two": 2})
-    check_count("num_heads", num_heads)
+    check_counts(num_heads=num_heads)
     embed_dim = stacked.shape[-1]
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim must be divisible by num_heads; got {embed_dim} and num_heads={num_heads}")
@@ -136,9 +128,8 @@ def check_hits(query: Tensor, hits: MemoryHits) -> None:
         raise TypeError(f"hits must be MemoryHits; got {type(hits).__name__}")
     check_tensor("hits.keys", hits.keys)
     check_tensor("hits.values", hits.values)
-    check_boolean("hits.mask", hits.mask, "a memory")
+    check_boolean("hits.mask", hits.mask, "a memory", "query", query.device)
     check_same(query=query, **{"hits.keys": hits.keys, "hits.values": hits.values})
-    check_device("hits.mask", hits.mask, "query", query.device)
     sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), query.shape))
     if hits.keys.ndim == 5 and hits.keys.shape[1] == 1:
         sizes["heads"] = 1

@@ -8,15 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attnlib._validate import (
-    check_count,
-    check_counts,
-    check_dtype,
-    check_key_mask,
-    check_same,
-    check_shape,
-    check_tensor,
-)
+from attnlib._validate import check_counts, check_dtype, check_key_mask, check_same, check_shape, check_tensor
 from attnlib.attend import without_autocast
 from attnlib.memory.hits import MemoryHits, best_first, score_keys
 from attnlib.memory.search import best_ids
@@ -216,7 +208,7 @@ class KVMemory:
             rows = rows.flatten().tolist()
         chosen = range(self.batch_size) if rows is None else rows if isinstance(rows, Sequence) else [rows]
         for row in chosen:
-            check_count("rows", row, at_least=0)
+            check_counts(at_least=0, rows=row)
             if row >= self.batch_size:
                 raise ValueError(f"rows must be between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
         self._before_a_change()

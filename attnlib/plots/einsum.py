@@ -9,7 +9,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from attnlib._validate import check_count
+from attnlib._validate import check_counts
 from attnlib.einsum import EinsumExplanation
 
 DONE, NOW, FILLED = colormaps["viridis"]([0.75, 0.99, 0.3])
@@ -40,7 +40,7 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
                 f"got the shape {tuple(tensor.shape)}"
             )
     if step is not None:
-        check_count("step", step, at_least=0)
+        check_counts(at_least=0, step=step)
     trace = explanation.trace(*cell)
     done = trace.products[: None if step is None else step + 1]
     so_far = sum(product.value for product in done)

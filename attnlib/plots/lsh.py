@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from attnlib._validate import check_count
+from attnlib._validate import check_counts
 from attnlib.lsh import hash_buckets, lsh_attention
 from attnlib.plots._base import as_array, as_arrays, ink, new_axes, palette
 from attnlib.plots.matrices import plot_attention
@@ -63,7 +63,7 @@ def plot_sorted(
     """
     row = as_arrays("buckets", "(tokens,)", buckets)[0].astype(int)
     if chunk_size is not None:
-        check_count("chunk_size", chunk_size)
+        check_counts(chunk_size=chunk_size)
     tokens, order = len(row), np.argsort(row, kind="stable")
     colours = palette(num_buckets or int(row.max(initial=0)) + 1)
     ax = new_axes(ax, max(3.6, 0.42 * tokens + 1.2), 1.5)
