@@ -25,7 +25,7 @@ from attnlib.sharded.ring import Ring
 from attnlib.sharded.ring_attention import ring_attend
 
 WORLD = 4
-PATIENCE = timedelta(seconds=6)
+PATIENCE = timedelta(seconds=4)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 

@@ -78,14 +78,17 @@ def test_with_an_address_there_is_a_colab_button_and_a_line_to_type():
 
 
 def only_exercises(notebook: nbformat.NotebookNode, number: str) -> list:
-    """The imports, definitions and graded cells of a notebook; its number makes the names of the graded ones unique."""
-    definitions = ("import ", "from ", "class ", "def ", "# attnlib notebook")
-    kept = [
-        cell
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-        and ("setup" in tags(cell) or "nbgrader" in cell.metadata or cell.source.startswith(definitions))
-    ]
+    """The graded cells of a notebook, its imports, and what answers use; its number makes the names of cells unique."""
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    graded = "\n".join(cell.source for cell in code if "nbgrader" in cell.metadata)
+
+    def is_needed(cell) -> bool:
+        if {"setup", "nbgrader"} & {*tags(cell), *cell.metadata} or cell.source.startswith(("import ", "from ")):
+            return True
+        defined = re.findall(r"(?m)^(?:class|def) (\w+)", cell.source)
+        return any(re.search(rf"\b{name}\b", graded) for name in defined)
+
+    kept = [cell for cell in code if is_needed(cell)]
     for cell in kept:
         if data := cell.metadata.get("nbgrader"):
             data["grade_id"] = f"{number}_{data['grade_id']}"

@@ -575,7 +575,7 @@ def equations(draw):
     return inputs, shapes, output
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(equations(), st.integers(0, 99))
 def test_loops_code_and_einsum_agree_in_every_spelling(equation, seed):
     inputs, shapes, output = equation
