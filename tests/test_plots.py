@@ -127,13 +127,16 @@ def test_figures_of_a_readers_own_are_drawn_too():
     plt.close(figure)
 
 
-def test_the_images_are_found_from_a_checkout_and_from_an_installed_package(tmp_path, monkeypatch):
+def test_the_images_are_found_from_a_checkout_and_from_an_installed_package(tmp_path, monkeypatch, shown):
     monkeypatch.chdir(tmp_path)
-    assert attnlib.plots._base.read_image("series_map").startswith("<svg")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "other.svg").write_text("<svg/>")
-    monkeypatch.setattr("attnlib.plots._base.IMAGES", (tmp_path / "images", tmp_path / "nowhere"))
-    assert attnlib.plots._base.read_image("other") == "<svg/>"
+    monkeypatch.setattr("attnlib.plots._base.IMAGES", (tmp_path / "images", *attnlib.plots._base.IMAGES))
+    for name in ("series_map", "other"):
+        show_image(name, alt="an image")
+    first, second = [unquote(data["text/html"].partition("svg+xml,")[2]) for data in shown]
+    assert first.startswith("<svg xmlns=")
+    assert second == '<svg/>">'
 
 
 def test_without_matplotlib_the_import_names_the_extra():

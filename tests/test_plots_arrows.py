@@ -37,7 +37,7 @@ def test_every_arrow_lies_inside_the_axes(scale):
     [
         (torch.zeros(2), KEYS, r"query must have shape \(2,\) and not be zero; got \[0.0, 0.0\]"),
         (torch.ones(3), KEYS, r"query must have shape \(2,\) and not be zero; got \[1.0, 1.0, 1.0\]"),
-        (QUERY, KEYS[:2], r"keys must have shape \(keys, 2\) = \(3, 2\), a row for each label; got \(2, 2\)"),
+        (QUERY, KEYS[:2], r"labels must hold a word for each key, 2 of them; got 3"),
     ],
 )
 def test_says_what_it_cannot_draw(query, keys, message):

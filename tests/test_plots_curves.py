@@ -62,12 +62,9 @@ def test_every_line_of_the_staircase_is_at_its_values_and_seen_where_several_coi
 
 def test_draws_on_the_axes_it_is_given():
     ax = mpl.figure.Figure().subplots()
-    assert plot_staircase([1, 2], {"a": [0.5]}, ax=ax) is ax
     assert plot_curves([1, 2], {"a": [0.5, 1]}, xlabel="n", ylabel="t", ax=ax) is ax
 
 
-def test_errors_name_the_argument():
+def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match="log must be .*; got 'z'"):
         plot_curves([1], {"a": [1]}, xlabel="", ylabel="", log="z")
-    with pytest.raises(ValueError, match=r"accuracy\['a'\] must have one value for each of the 2 ranges; got 3"):
-        plot_staircase([1, 2, 4], {"a": [0.1, 0.2, 0.3]})

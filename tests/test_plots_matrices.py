@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from attnlib import causal_mask, split_heads
-from attnlib.plots import plot_attention, plot_head_split, plot_heads, plot_lookup, plot_masks, plot_ring
+from attnlib.plots import (
+    plot_attention,
+    plot_head_numbers,
+    plot_head_split,
+    plot_heads,
+    plot_lookup,
+    plot_masks,
+    plot_model,
+    plot_ring,
+    to_svg,
+)
+from attnlib.plots.matrices import STEPS
 
 NUMBERED = torch.arange(30.0)  # five tokens, two heads of three columns
 WORDS = {"query_labels": ["p", "q", "r"], "key_labels": ["a", "b", "c", "d", "e"]}
@@ -122,6 +133,44 @@ def test_in_a_ring_each_process_gets_what_the_one_before_it_had():
     assert not any("future" in text.get_text() for text in plot_ring(3).texts)
 
 
+def levels_of_cells(ax, layers, heads, rows, columns):
+    """Which of the colours each cell has, by layer, head, query and key; 0 where nothing is drawn on the ground."""
+    levels = np.zeros((layers, heads, rows, columns), dtype=int)
+    colours = {mpl.colors.to_hex(STEPS(level)): level for level in range(STEPS.N)}
+    for patch in ax.patches[layers * heads :]:
+        for x, y in patch.get_path().vertices[::5]:
+            head, column = divmod(x + 1e-9, 1.1 * columns)
+            layer, row = divmod(y + 1e-9, 1.1 * rows)
+            levels[int(layer), int(head), int(row), int(column)] = colours[mpl.colors.to_hex(patch.get_facecolor())]
+    return levels
+
+
+def test_each_weight_is_drawn_in_its_place_in_one_of_ten_colours():
+    weights = torch.rand(2, 3, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights[0, 0, 0, 0], weights[1, 2, 4, 3] = 0.0, 1.0
+    ax = plot_model(weights)
+    wanted = (weights.sqrt() * 10).int().clamp(max=9)
+    np.testing.assert_array_equal(levels_of_cells(ax, 2, 3, 5, 4), wanted)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["Head 0", "Head 1", "Head 2"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["Layer 0", "Layer 1"]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("Keys", "Queries")
+    bottom, top = ax.get_ylim()
+    assert bottom > top, "the first layer on top"
+
+
+def test_a_page_of_a_real_models_size_is_small():
+    assert len(to_svg(plot_model(torch.rand(6, 12, 9, 9).softmax(-1)).figure)) < 300_000
+
+
+def test_head_numbers_are_written_with_two_digits_or_as_counts():
+    ax = plot_head_numbers(torch.tensor([[0.0, 0.25, 0.125], [1.0, 0.5, 0.3]]), label="Share")
+    assert [text.get_text() for text in ax.texts] == ["0.00", "0.25", "0.12", "1.00", "0.50", "0.30"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["Layer 0", "Layer 1"]
+    assert ax.figure.axes[1].get_ylabel() == "Share"
+    counts = plot_head_numbers(torch.tensor([[208, 1]]), label="Keys")
+    assert [text.get_text() for text in counts.texts] == ["208", "1"]
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match=r"weights must have shape \(q_tokens, kv_tokens\); got \(2, 3, 4\)"):
         plot_attention(torch.zeros(2, 3, 4))
@@ -131,7 +180,7 @@ def test_errors_name_the_argument():
         plot_attention(torch.zeros(3, 5), query_labels=["a", "b"])
     with pytest.raises(ValueError, match="labels must hold a word for each key, 5 of them; got 6"):
         plot_attention(torch.zeros(3, 5), key_labels=list("abcdef"))
-    with pytest.raises(ValueError, match=r"\(q_tokens, kv_tokens\) = \(3, 5\); got \(5, 3\)"):
+    with pytest.raises(ValueError, match="labels must hold a word for each query, 5 of them; got 3"):
         plot_lookup([torch.eye(5, 3)], titles=["Before"], **WORDS)
     with pytest.raises(ValueError, match="titles must hold a line for each of the 2 matrices; got 1"):
         plot_lookup([torch.eye(3, 5)] * 2, titles=["Before"], **WORDS)
@@ -141,5 +190,7 @@ def test_errors_name_the_argument():
         plot_head_split(NUMBERED.view(5, 6))
     with pytest.raises(ValueError, match="hold 0, 1, 2 … once each"):
         plot_head_split(NUMBERED.view(2, 5, 3) + 1)
-    with pytest.raises(ValueError, match="processes must be at least 1; got 0"):
-        plot_ring(0)
+    with pytest.raises(ValueError, match=r"\(layers, heads, q_tokens, kv_tokens\); got \(3, 4, 5\)"):
+        plot_model(torch.rand(3, 4, 5))
+    with pytest.raises(ValueError, match=r"numbers must have shape \(layers, heads\); got \(2,\)"):
+        plot_head_numbers(torch.rand(2), label="n")

@@ -21,14 +21,10 @@ IMAGES = (PACKAGE / "images", PACKAGE.parent / "images")  # as installed, and in
 
 
 def picture(drawn: Axes | Figure | np.ndarray, *, alt: str) -> None:
-    """Show a drawing in the notebook, with its alt text, no wider than the cell.
+    """Show axes, an array of axes or a figure in the notebook, no wider than the cell.
 
-    It is an HTML ``<img>`` that holds its own data, so it is drawn before the notebook is trusted, and screen readers
-    read it out.
-
-    Args:
-        drawn: axes, an array of axes or a figure, as the functions of this package return them.
-        alt: what the picture shows, in a sentence, for readers who cannot see it.
+    It is an HTML ``<img>`` that holds its own data, so it is drawn before the notebook is trusted. ``alt`` says in a
+    sentence what the picture shows; screen readers read it out.
     """
     first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
     figure = first if isinstance(first, Figure) else first.figure.figure  # also from axes in a part of a page
@@ -38,8 +34,11 @@ def picture(drawn: Axes | Figure | np.ndarray, *, alt: str) -> None:
 
 
 def show_image(name: str, *, alt: str) -> None:
-    """Show one of the series' own images, such as ``"series_map"``, in the same way as ``picture``."""
-    _show(read_image(name), alt)
+    """Show one of the series' own images, such as ``"series_map"``, whatever the working directory is."""
+    files = {file.stem: file for folder in IMAGES for file in folder.glob("*.svg")}
+    if name not in files:
+        raise ValueError(f"there is no image {name!r}; choose from {', '.join(sorted(files))}")
+    _show(files[name].read_text(encoding="utf-8"), alt)
 
 
 def _show(svg: str, alt: str) -> None:
@@ -52,23 +51,13 @@ def _show(svg: str, alt: str) -> None:
     display({"text/html": html, "text/plain": f"Picture: {alt}"}, raw=True)
 
 
-def read_image(name: str) -> str:
-    """The SVG text of one of the series' own images, found next to the package, whatever the working directory is."""
-    files = {file.stem: file for folder in IMAGES for file in folder.glob("*.svg")}
-    if name not in files:
-        raise ValueError(f"there is no image {name!r}; choose from {', '.join(sorted(files))}")
-    return files[name].read_text(encoding="utf-8")
-
-
-def page(width: float, height: float, columns: int = 1, **options: Any) -> np.ndarray:
-    """Axes side by side on a new white page of that size in inches. No pyplot: nothing is registered or left open."""
+def page(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> np.ndarray:
+    """Axes on a new white page of that size in inches, with two of four edges. No pyplot: nothing is left open."""
     figure = Figure((width, height), facecolor="white", layout="constrained")
-    return figure.subplots(1, columns, squeeze=False, **options)[0]
-
-
-def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """The given axes, or those of a new page."""
-    return page(width, height)[0] if ax is None else ax
+    axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def as_array(values: Tensor | np.ndarray | Sequence) -> np.ndarray:
@@ -78,10 +67,16 @@ def as_array(values: Tensor | np.ndarray | Sequence) -> np.ndarray:
 
 def as_arrays(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
     """Numbers of the same shape, with as many axes as the shape in words."""
-    arrays, axes = [as_array(value) for value in values], len(shape.partition(" =")[0].strip("(),").split(","))
+    arrays, axes = [as_array(value) for value in values], len(shape.strip("(),").split(","))
     if arrays[0].ndim != axes or any(array.shape != arrays[0].shape for array in arrays):
         raise ValueError(f"{names} must have shape {shape}; got {' and '.join(str(array.shape) for array in arrays)}")
     return arrays
+
+
+def check_labels(labels: Sequence[str] | None, count: int, name: str) -> None:
+    """Whether there is a label for each of so many queries, keys or whatever their name is."""
+    if labels is not None and len(labels) != count:
+        raise ValueError(f"labels must hold a word for each {name}, {count} of them; got {len(labels)}")
 
 
 def palette(count: int) -> np.ndarray:
@@ -92,8 +87,3 @@ def palette(count: int) -> np.ndarray:
 def ink(colour) -> str:
     """Black or white, whichever can be read on this colour."""
     return "black" if np.dot(to_rgb(colour), [0.3, 0.59, 0.11]) > 0.5 else "white"
-
-
-def hide_box(ax: Axes) -> None:
-    """Leave only the two lines that carry the scales."""
-    ax.spines[["top", "right"]].set_visible(False)

@@ -9,7 +9,6 @@ from base64 import b64encode
 from html import escape
 from io import BytesIO
 
-import numpy as np
 from matplotlib import style
 from matplotlib.backend_bases import FigureCanvasBase, RendererBase
 from matplotlib.colors import to_hex
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
-from matplotlib.transforms import Affine2D, Bbox
+from matplotlib.transforms import Affine2D
 
 FONTS = "DejaVu Sans, Verdana, sans-serif"
 ASCENT, DESCENT = 1556 / 2048, 492 / 2048  # of DejaVu Sans, in ems
@@ -52,10 +51,11 @@ class _Renderer(RendererBase):
         self.clips: dict[str, str] = {}
 
     def document(self) -> str:
-        size = f"{self.width:.0f}", f"{self.height:.0f}"
-        clips = "".join(f"<clipPath id='{name}'><path d='{d}'/></clipPath>" for d, name in self.clips.items())
-        head = f"<svg xmlns='http://www.w3.org/2000/svg' width='{size[0]}' height='{size[1]}' "
-        return f"{head}viewBox='0 0 {size[0]} {size[1]}' font-family='{FONTS}'>{clips}{''.join(self.parts)}</svg>"
+        width, height = f"{self.width:.0f}", f"{self.height:.0f}"
+        size = f"width='{width}' height='{height}' viewBox='0 0 {width} {height}'"
+        clips = [f"<clipPath id='{name}'><path d='{d}'/></clipPath>" for d, name in self.clips.items()]
+        content = "".join(clips + self.parts)
+        return f"<svg xmlns='http://www.w3.org/2000/svg' {size} font-family='{FONTS}'>{content}</svg>"
 
     def get_canvas_width_height(self):
         return self.width, self.height
@@ -121,11 +121,8 @@ class _Renderer(RendererBase):
 
     def _clip(self, gc, path: Path, transform) -> str:
         """Cut off what leaves its axes; most paths do not."""
-        edge: Bbox | None = gc.get_clip_rectangle()
-        if (
-            edge is None
-            or np.abs(np.subtract(Bbox.union([path.get_extents(transform), edge]).extents, edge.extents)).max() < 1
-        ):
+        edge, extents = gc.get_clip_rectangle(), path.get_extents(transform)
+        if edge is None or all(edge.padded(1).fully_contains(*corner) for corner in (extents.min, extents.max)):
             return ""
         d = self._outline(Path.unit_rectangle(), Affine2D().scale(edge.width, edge.height).translate(edge.x0, edge.y0))
         return f" clip-path='url(#{self.clips.setdefault(d, f'c{len(self.clips)}')})'"
