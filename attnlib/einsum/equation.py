@@ -13,6 +13,7 @@ DOTS = "..."
 MAX_LENGTH = 500
 MAX_AXES = 20  # Python nests at most 20 loops
 _TOKEN = {"letters": re.compile(r"\.\.\.|[^ ]"), "words": re.compile(r"\.\.\.|[^ .]+|\.")}
+_RULE = "a name has letters, digits and underscores, begins with a letter and does not end with an underscore"
 Span = tuple[int, int]
 Shape = tuple[int, ...]
 Names = tuple[str, ...]
@@ -58,12 +59,10 @@ class Contraction:
 
     @property
     def summed(self) -> Names:
-        """The names that are not in the output."""
         return tuple(axis for axis in self.sizes if axis not in self.free)
 
     @property
     def output_shape(self) -> Shape:
-        """The sizes of the free axes."""
         return tuple(self.sizes[axis] for axis in self.free)
 
     @property
@@ -80,15 +79,13 @@ class Contraction:
 
     def indices(self) -> list[Names]:
         """How each operand is indexed: by name, but by 0 where an axis of size 1 broadcasts."""
-        return [
-            tuple("0" if size == 1 != self.sizes[axis] else axis for axis, size in zip(*pair))
-            for pair in zip(self.inputs, self.shapes)
-        ]
+        pairs = zip(self.inputs, self.shapes)
+        return [tuple("0" if size == 1 != self.sizes[axis] else axis for axis, size in zip(*pair)) for pair in pairs]
 
-    def broadcast(self, name: str) -> list[str]:
-        """The tensors in which an axis has size 1, although it is longer elsewhere."""
-        named = zip(self.tensors, self.inputs, self.shapes)
-        return [t for t, axes, shape in named if (name, 1) in zip(axes, shape) and self.sizes[name] != 1]
+    def broadcast(self, name: str) -> str:
+        """The tensors, such as "A and B", in which an axis has size 1 although it is longer elsewhere."""
+        indices = zip(self.tensors, self.inputs, self.indices())
+        return " and ".join(tensor for tensor, axes, index in indices if (name, "0") in zip(axes, index))
 
 
 def own_name(name: str, taken: Iterable[str]) -> str:
@@ -160,10 +157,7 @@ def _read_term(source: str, start: int, stop: int, spelling: str) -> Term:
         elif spelling == "words" and tokens and tokens[-1][1][1] == match.start():
             problem = "needs a space on each side of `...`"
         elif name not in (DOTS, "_") and not (plain and name.strip("_") == name):
-            problem = (
-                f"names an axis `{name}`; a name has letters, digits and underscores, begins with a letter and "
-                "does not end with an underscore"
-            )
+            problem = f"names an axis `{name}`; {_RULE}"
         if problem:
             fail(problem, source, match.span())
         tokens.append((name, match.span()))

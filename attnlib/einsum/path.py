@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from attnlib.einsum.equation import Contraction
 
 EXACT = 4  # up to this many operands, all orders are compared: 18 for four, but 180 for five
-Order = tuple[tuple[int, ...], ...]  # which two tensors of a list to join; the result goes to the end of the list
 
 
 class PathStep(NamedTuple):
@@ -34,14 +33,13 @@ def path_steps(contraction: Contraction) -> tuple[PathStep, ...]:
 
     Of two orders that need equally many multiplications, the one with the smaller intermediate results is chosen.
     """
-    if len(contraction.inputs) > EXACT:
+    count = len(contraction.inputs)
+    if count > EXACT:
         import opt_einsum
 
         return _steps(contraction, opt_einsum.contract_path(contraction.letters, *contraction.shapes, shapes=True)[0])
-    return min(
-        (_steps(contraction, order) for order in _orders(len(contraction.inputs))),
-        key=lambda steps: (sum(step.multiplications for step in steps), largest_intermediate(steps)),
-    )
+    orders = itertools.product(*(itertools.combinations(range(left), 2) for left in range(count, 1, -1)))
+    return min((_steps(contraction, order) for order in orders), key=_cost)
 
 
 def largest_intermediate(steps: tuple[PathStep, ...]) -> int:
@@ -49,17 +47,15 @@ def largest_intermediate(steps: tuple[PathStep, ...]) -> int:
     return max((step.elements for step in steps[:-1]), default=0)
 
 
-def _orders(count: int) -> Iterator[Order]:
-    if count == 1:
-        yield ()
-        return
-    for pair in itertools.combinations(range(count), 2):
-        for rest in _orders(count - 1):
-            yield (pair, *rest)
+def _cost(steps: tuple[PathStep, ...]) -> tuple[int, int]:
+    return sum(step.multiplications for step in steps), largest_intermediate(steps)
 
 
-def _steps(contraction: Contraction, order: Order) -> tuple[PathStep, ...]:
-    """A summed axis that the two tensors do not share is summed before they meet, without any multiplication."""
+def _steps(contraction: Contraction, order: Iterable[tuple[int, ...]]) -> tuple[PathStep, ...]:
+    """Join pairs of a list of tensors, where each result goes to the end of the list.
+
+    A summed axis that the two tensors do not share is summed before they meet, without any multiplication.
+    """
     sizes = (dict(zip(*pair)) for pair in zip(contraction.inputs, contraction.shapes))
     tensors = list(zip(contraction.tensors, sizes))
     steps = []

@@ -80,23 +80,22 @@ def plot_parts(scores: Tensor, values: Tensor, cuts: Sequence[int]) -> np.ndarra
         cuts: the keys before which the row is cut.
     """
     row, numbers = as_arrays("scores and values", "(keys,)", scores, values)
-    edges = [0, *sorted({cut for cut in cuts if 0 < cut < len(row)}), len(row)]
-    parts = [slice(start, stop) for start, stop in zip(edges, edges[1:])]
-    sizes = np.array([np.logaddexp.reduce(row[part]) for part in parts])
-    shares = np.exp(sizes - np.logaddexp.reduce(sizes))
-    averages = np.array([np.exp(row[part] - size) @ numbers[part] for part, size in zip(parts, sizes)])
-    colours = palette(len(parts))
+    starts = np.unique([0, *(cut for cut in cuts if 0 < cut < len(row))])
+    weights = np.exp(row - np.logaddexp.reduce(row))
+    shares = np.add.reduceat(weights, starts)
+    averages = np.add.reduceat(weights * numbers, starts) / shares
+    colours = palette(len(starts))
     axes = page(9.6, 3.0, 3, width_ratios=[2, 1, 1])
-    axes[0].bar(range(len(row)), row, color=np.repeat(colours, np.diff(edges), axis=0))
+    axes[0].bar(range(len(row)), row, color=np.repeat(colours, np.diff([*starts, len(row)]), axis=0))
     axes[0].axhline(0.0, color="black", linewidth=0.8)
-    axes[0].vlines([edge - 0.5 for edge in edges[1:-1]], *axes[0].get_ylim(), color="black", linestyle="--", lw=1)
+    axes[0].vlines(starts[1:] - 0.5, *axes[0].get_ylim(), color="black", linestyle="--", lw=1)
     draw_bars(axes[1], shares, colours)
-    axes[2].scatter(range(len(parts)), averages, c=colours, s=64)
+    axes[2].scatter(range(len(starts)), averages, c=colours, s=64)
     axes[2].axhline(shares @ averages, color="black", lw=1.5)
     axes[0].set(xlabel="Keys", ylabel="Score", title="The row of scores, cut", xticks=range(len(row)))
     axes[1].set(xlabel="Part", ylabel="Weight of the part", ylim=(0, 1.12))
-    axes[2].set(xlabel="Part", ylabel="Average of the values", xticks=range(len(parts)))
-    axes[2].set(xlim=(-0.6, len(parts) - 0.4), ylim=(numbers.min() - 0.5, numbers.max() + 0.5))
+    axes[2].set(xlabel="Part", ylabel="Average of the values", xticks=range(len(starts)))
+    axes[2].set(xlim=(-0.6, len(starts) - 0.4), ylim=(numbers.min() - 0.5, numbers.max() + 0.5))
     axes[2].set_title(f"Merged: {shares @ averages:.4f}", fontsize=11)
     return axes
 

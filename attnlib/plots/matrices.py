@@ -60,11 +60,9 @@ def draw_weights(
 
     Where no numbers are written, the colours spread small weights: the middle of the bar is a quarter of the largest.
     """
-    if len(titles) != len(axes):
-        raise ValueError(f"titles must hold a line for each of the {len(axes)} matrices; got {len(titles)}")
     height, width = matrices[0].shape
     top, numbers = float(np.max(matrices, initial=0.0)) or 1.0, len(axes) == 1 and height <= 12 and width <= 8
-    for ax, matrix, title in zip(axes, matrices, titles):
+    for ax, matrix, title in zip(axes, matrices, titles, strict=True):
         words = np.char.mod("%.2f", matrix) if numbers else None
         mesh = draw_matrix(ax, matrix, words, rows, columns, top=top, power=1.0 if numbers else 0.5, colours=WEIGHTS)
         ax.set_title(title)
