@@ -54,20 +54,17 @@ def test_the_published_tables_hold_counts_that_are_as_large_as_we_say():
 
 
 def row_sums(x):
+    """The sums of the rows."""
     return x.sum(-1)
 
 
-ROW_SUMS = Exercise(
-    "Check ``answer(x)``: the sums of the rows.",
-    row_sums,
-    [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),), (torch.ones(1, 3),)],
-    """
-    x.sum(0)  # You summed the columns.
-    x.mean(-1); x.sum(-1) / x.shape[-1]  # This is the mean of each row: add, and do not divide.
-    """,
-    "Right.",
-    forbidden=("cumsum",),
-)
+ROW_SUMS_TABLE = """
+Right.
+x.sum(0)  # You summed the columns.
+x.mean(-1); x.sum(-1) / x.shape[-1]  # This is the mean of each row: add, and do not divide.
+"""
+ROWS = [(torch.arange(6.0).reshape(2, 3),), (torch.arange(20.0).reshape(4, 5),), (torch.ones(1, 3),)]
+ROW_SUMS = Exercise(row_sums, ROWS, ROW_SUMS_TABLE, forbidden=("cumsum",))
 size = 3
 
 # Each row: an answer, and words of what is said. (An answer made of text has no line that a message could quote.)
@@ -166,7 +163,7 @@ def test_the_global_generator_is_left_alone():
 
 
 def exercise(reference, cases, mistakes="", **options):
-    return Exercise("", reference, cases, mistakes, "Right.", **options)
+    return Exercise(reference, cases, f"Right.\n{mistakes}", **options)
 
 
 POSITIVE = exercise(

@@ -5,27 +5,30 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from attnlib.checks.context_vectors import share  # noqa: F401 (the tables use it)
 from attnlib.checks.exercise import Exercise, draw
 from attnlib.self_attention import context_vectors
 
 
 def causal_weights(scores: Tensor) -> Tensor:
+    """Scaled scores (…, tokens, tokens) to causal weights of the same shape."""
     future = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)  # (..., tokens, tokens)
     return torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1)
 
 
 def look_mask(lengths: Tensor, tokens: int) -> Tensor:
+    """A boolean mask (batch, tokens, tokens), causal and without padding."""
     real = torch.arange(tokens) < lengths[:, None]  # (batch, tokens)
     not_later = torch.ones(tokens, tokens, dtype=torch.bool).tril()  # (tokens, tokens)
     return real[:, None, :] & not_later  # (batch, tokens, tokens)
 
 
 def dropout(weights: Tensor, keep: Tensor, p: float) -> Tensor:
+    """What dropout in training makes of the weights (…, q_tokens, kv_tokens)."""
     return weights * keep / (1 - p)
 
 
 def leak(layer: Callable, x: Tensor, position: int) -> Tensor:
+    """The largest change of the outputs before ``position`` when the tokens (tokens, d_in) from there on grow by 1."""
     changed = x.clone()
     changed[position:] += 1.0
     difference = layer(changed) - layer(x)  # (tokens, d_out)
@@ -43,88 +46,78 @@ def hidden(scores: Tensor, hide: Tensor | None = None, dim: int = -1, fill: floa
     return scores.masked_fill(hide, fill).softmax(dim)
 
 
-_rising = draw(5, (5, 5))[0] + torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0])  # what is visible underflows
-_apart = draw(4, (6, 6))[0] + torch.tensor([-1e12, -100.0, 100.0, -1000.0, 1000.0, 0.0])[:, None]
-SCORES = [*draw(3, (5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1), scale=3.0), _rising, _apart]
-SCORES += [draw(6, (2, 5, 5))[0].round().clamp(-1, 1), draw(7, (4, 4), double=True)[0] - 80]  # real scores of exactly 0
+# Mistakes with the mask. A table says what its scores are, `s`, and what `average` makes of weights.
+CAUSAL_ROWS = """
+average(s.softmax(-1))  # The future is not hidden: these are the weights of full attention.
+average(hidden(s, later(s).mT))  # The mask is the wrong way around: it hides the past.
+average(hidden(s, ~later(s)))  # masked_fill hides where its mask is True: give it triu(diagonal=1).
+average(hidden(s, later(s, 0)))  # The diagonal is hidden too, but a token may see itself: use triu(diagonal=1).
+average(hidden(s, later(s, 2)))  # One later token can still be seen: use triu(diagonal=1), not 2.
+filled = lambda number: average(hidden(s, fill=number)); cut = s.softmax(-1).tril()
+filled(-30.0); filled(-100.0); filled(-1e9)  # Scores may lie below a finite number: use −∞.
+average(s.tril().softmax(-1))  # The hidden scores are set to 0, and exp(0) is 1: set them to −inf.
+average(hidden(s, s.tril() == 0))  # A real score may be 0 too: build the mask from positions alone.
+average(cut)  # A row does not sum to one: hide scores before the softmax, not weights after it.
+average(share(cut)); average(share(cut).nan_to_num())  # The weights left can all round to 0: hide scores instead.
+average(hidden(s, dim=-2))  # The softmax runs over the queries: use dim=-1, so that rows sum to one.
+average(share(s.exp().tril()))  # The exponentials overflow: hide scores, and use softmax.
+"""
 
-check_causal_weights = Exercise(
-    "Check ``answer(scores)``: scaled scores (…, tokens, tokens) to causal weights of the same shape.",
-    causal_weights,
-    [(scores,) for scores in SCORES],
-    """
-    late = later(scores); seen = scores.softmax(-1).tril(); filled = lambda number: hidden(scores, fill=number)
-    scores.softmax(-1)  # The future is not hidden: these are the weights of full attention.
-    hidden(scores, late.mT)  # The mask is the wrong way around: it hides the past.
-    hidden(scores, ~late)  # masked_fill hides where its mask is True: give it triu(diagonal=1).
-    hidden(scores, later(scores, 0))  # The diagonal is hidden too, but a token may see itself: use triu(diagonal=1).
-    hidden(scores, later(scores, 2))  # One later token can still be seen: use triu(diagonal=1), not 2.
-    filled(-30.0); filled(-100.0); filled(-1e9)  # Scores may lie below a finite number: use −∞.
-    scores.tril().softmax(-1)  # The hidden scores are set to 0, and exp(0) is 1: set them to −inf.
-    hidden(scores, scores.tril() == 0)  # A real score may be 0 too: build the mask from positions alone.
-    seen  # A row does not sum to one: after hiding weights, divide each row by its sum.
-    share(seen); share(seen).nan_to_num()  # The weights left can all round to 0: hide scores instead.
-    hidden(scores, dim=-2)  # The softmax runs over the queries: use dim=-1, so that rows sum to one.
-    hidden(scores, dim=1)  # Axis 1 is the keys only without a batch: use dim=-1.
-    scores.softmax(-1).masked_fill(late, -torch.inf)  # The weights contain −∞: write it into the scores.
-    scores.masked_fill(late, -torch.inf)  # These are still scores: softmax turns them into weights.
-    seen.softmax(-1); causal_weights(scores).softmax(-1)  # There is one softmax too many.
-    share(scores.exp().tril())  # The exponentials overflow: subtract each row's largest visible score, or use softmax.
-    """,
-    "Right: nothing later is seen, and every row sums to one, with a batch and without.",
-)
+RISING = torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0])  # what is visible underflows
+APART = torch.tensor([-1e12, -100.0, 100.0, -1000.0, 1000.0, 0.0])[:, None]
+SCORES = [*draw(3, (5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1), scale=3.0), *(x + RISING for x in draw(5, (5, 5)))]
+SCORES += [draw(4, (6, 6))[0] + APART, draw(6, (2, 5, 5))[0].round().clamp(-1, 1)]  # real scores of exactly 0
+SCORES += [draw(7, (4, 4), double=True)[0] - 80]
+CAUSAL_TABLE = f"""
+Right: nothing later is seen, and every row sums to one, with a batch and without.
+s = scores; average = lambda weights: weights
+hidden(scores, dim=1)  # Axis 1 is the keys only without a batch: use dim=-1.
+scores.softmax(-1).masked_fill(later(s), -torch.inf)  # The weights contain −∞: write it into the scores.
+scores.masked_fill(later(s), -torch.inf)  # These are still scores: softmax turns them into weights.
+scores.softmax(-1).tril().softmax(-1); causal_weights(scores).softmax(-1)  # There is one softmax too many.
+{CAUSAL_ROWS}"""
+check_causal_weights = Exercise(causal_weights, [(scores,) for scores in SCORES], CAUSAL_TABLE)
 
-check_look_mask = Exercise(
-    "Check ``answer(lengths, tokens)``: a boolean mask (batch, tokens, tokens), causal and without padding.",
-    look_mask,
-    [(torch.tensor([5, 3, 1, 2]), 5), (torch.tensor([4, 7]), 7), (torch.tensor([1]), 1), (torch.tensor([2, 4]), 6)],
-    """
-    real = (torch.arange(tokens) < lengths[:, None])[:, None]; square = torch.ones(tokens, tokens).bool()
-    past = square.tril(); right = real & past
-    ~right  # True and False are swapped: F.scaled_dot_product_attention takes True as look.
-    past.expand(len(lengths), -1, -1)  # Padding can still be seen: a key's position must be below the length.
-    real.expand(-1, tokens, -1)  # The future can still be seen: combine with the causal mask.
-    real | past  # A key must be real AND not later: combine the masks with &, not with |.
-    real.mT & right  # Padded queries see nothing here, but only keys are hidden.
-    look_mask((lengths + 1).clamp(max=tokens), tokens)  # One padding token can still be seen: position < length.
-    right.tril(-1)  # A token may see itself: the diagonal of the causal part is True.
-    real & square.triu()  # The past is hidden instead of the future.
-    torch.where(right, 0.0, -torch.inf)  # These are numbers, 0 and −∞: return a boolean mask.
-    real & square.tril(1)  # One later token can still be seen: tril(), not tril(1).
-    real  # The axis of the queries has size one: combine with the causal mask (tokens, tokens).
-    look_mask(lengths, int(lengths.max()))  # The mask needs `tokens` rows and columns, even if no sentence fills them.
-    real.flip(-1) & past  # Here the padding is on the right: the real tokens come first.
-    ~real & past  # Real and padding are swapped: a key is real if position < length.
-    """,
-    "Right: True exactly where a real key is not later.",
-)
+LENGTHS = [([5, 3, 1, 2], 5), ([4, 7], 7), ([1], 1), ([2, 4], 6)]
+LOOK_TABLE = """
+Right: True exactly where a real key is not later.
+real = (torch.arange(tokens) < lengths[:, None])[:, None]; square = torch.ones(tokens, tokens).bool()
+past = square.tril(); right = real & past
+~right  # True and False are swapped: F.scaled_dot_product_attention takes True as look.
+past.expand(len(lengths), -1, -1)  # Padding can still be seen: a key's position must be below the length.
+real.expand(-1, tokens, -1)  # The future can still be seen: combine with the causal mask.
+real | past  # A key must be real AND not later: combine the masks with &, not with |.
+real.mT & right  # Padded queries see nothing here, but only keys are hidden.
+look_mask((lengths + 1).clamp(max=tokens), tokens)  # One padding token can still be seen: position < length.
+right.tril(-1)  # A token may see itself: the diagonal of the causal part is True.
+real & square.triu()  # The past is hidden instead of the future.
+torch.where(right, 0.0, -torch.inf)  # These are numbers, 0 and −∞: return a boolean mask.
+real & square.tril(1)  # One later token can still be seen: tril(), not tril(1).
+real  # The axis of the queries has size one: combine with the causal mask (tokens, tokens).
+look_mask(lengths, int(lengths.max()))  # The mask needs `tokens` rows and columns, even if no sentence fills them.
+real.flip(-1) & past  # Here the padding is on the right: the real tokens come first.
+~real & past  # Real and padding are swapped: a key is real if position < length.
+"""
+check_look_mask = Exercise(look_mask, [(torch.tensor(lengths), tokens) for lengths, tokens in LENGTHS], LOOK_TABLE)
 
-
-def _dropout_case(seed: int, p: float, *shape: int) -> tuple[Tensor, Tensor, float]:
-    scores, chance = draw(seed, shape, shape)
-    return scores.softmax(-1), chance.sigmoid() >= p, p
-
-
-check_dropout = Exercise(
-    "Check ``answer(weights, keep, p)``: what dropout in training makes of the weights (…, q_tokens, kv_tokens).",
-    dropout,
-    [_dropout_case(*case) for case in ((0, 0.2, 3, 5), (1, 0.75, 2, 4, 7), (2, 0.0, 2, 3), (3, 0.5, 1, 1))],
-    """
-    weights * keep  # The weights that stay must grow: divide by 1 − p.
-    weights * keep * (1 - p)  # The factor is upside down: divide by 1 − p instead of multiplying by it.
-    weights * keep / torch.tensor(p)  # p is the share that goes, 1 − p the share that stays: divide by 1 − p, not by p.
-    weights * ~keep / (1 - p)  # True in keep means that the weight stays; here it goes.
-    share(weights * keep); share(weights * keep).nan_to_num()  # Dropout does not renormalise a row: divide by 1 − p.
-    weights / (1 - p)  # Nothing is dropped: multiply by keep.
-    weights  # This is evaluation, where dropout does nothing; write what training does.
-    weights * keep / 1 - p  # Python divides first, so this is weights / 1 − p: put 1 − p in parentheses.
-    torch.where(keep, weights / (1 - p), weights)  # What is dropped becomes 0; here it keeps its old value.
-    (weights / (1 - p)).masked_fill(~keep, -torch.inf)  # What is dropped becomes 0, not −∞: these are weights.
-    weights[keep] / (1 - p)  # Only what stays is returned: keep the shape, with zeros for what goes.
-    """,
-    "Right: dropped weights are zero, the others grow by 1/(1 − p), and the mean stays.",
-    chance="Two calls give different numbers: keep already says what stays, so draw nothing here.",
-)
+DRAWN = [draw(seed, shape, shape) for seed, shape in enumerate(((3, 5), (2, 4, 7), (2, 3), (1, 1)))]
+DROPPED = [(a.softmax(-1), b.sigmoid() >= p, p) for (a, b), p in zip(DRAWN, (0.2, 0.75, 0.0, 0.5))]
+DROPOUT_TABLE = """
+Right: dropped weights are zero, the others grow by 1/(1 − p), and the mean stays.
+weights * keep  # The weights that stay must grow: divide by 1 − p.
+weights * keep * (1 - p)  # The factor is upside down: divide by 1 − p instead of multiplying by it.
+weights * keep / torch.tensor(p)  # p is the share that goes, 1 − p the share that stays: divide by 1 − p, not by p.
+weights * ~keep / (1 - p)  # True in keep means that the weight stays; here it goes.
+share(weights * keep); share(weights * keep).nan_to_num()  # Dropout does not renormalise a row: divide by 1 − p.
+weights / (1 - p)  # Nothing is dropped: multiply by keep.
+weights  # This is evaluation, where dropout does nothing; write what training does.
+weights * keep / 1 - p  # Python divides first, so this is weights / 1 − p: put 1 − p in parentheses.
+torch.where(keep, weights / (1 - p), weights)  # What is dropped becomes 0; here it keeps its old value.
+(weights / (1 - p)).masked_fill(~keep, -torch.inf)  # What is dropped becomes 0, not −∞: these are weights.
+weights[keep] / (1 - p)  # Only what stays is returned: keep the shape, with zeros for what goes.
+"""
+CHANCE = "keep already says what stays, so draw nothing here."
+check_dropout = Exercise(dropout, DROPPED, DROPOUT_TABLE, chance=CHANCE)
 
 LAYERS = [
     lambda x: -context_vectors(x) * torch.arange(1, len(x) + 1)[:, None],  # every token sees every token
@@ -133,31 +126,22 @@ LAYERS = [
     lambda x: x + x[-1:] * torch.arange(1, len(x) + 1)[:, None] * torch.tensor([2, -0.7, 0.3]),  # sees the last token
     lambda x: torch.cat([x, x.flip(0)], -1)[:, ::2],  # d_out is 3, but not the 3 of d_in
 ]
-SIZES = ((5, 2), (7, 4), (4, 3), (6, 4), (7, 5))  # tokens, position
-
-check_leak = Exercise(
-    "Check ``answer(layer, x, position)``: the largest absolute change of the outputs before ``position`` when the "
-    "tokens of x (tokens, d_in) from ``position`` on grow by 1.",
-    leak,
-    [(layer, *draw(7, (tokens, 3)), position) for layer, (tokens, position) in zip(LAYERS, SIZES)],
-    """
-    at = torch.arange(len(x))[:, None]; moved = lambda where: layer(x + where) - layer(x)
-    before = moved(at >= position)[:position]
-    before.max()  # A fall counts as much as a rise: take abs() before max().
-    before.max().abs()  # abs() comes too late: take abs() before max().
-    moved(at >= position).abs().max()  # Tokens that you changed are compared: take only those before position.
-    moved(at == position)[:position].abs().max()  # A leak may come from any later token: change all.
-    moved(at > position)[:position].abs().max()  # The change starts one token too late: change position too.
-    moved(at >= position)[: position + 1].abs().max()  # The output at position may move: stop before it.
-    moved(at < position)[:position].abs().max()  # The past was changed: change the tokens from position on.
-    moved(at >= 4)[:4].abs().max()  # The place is fixed at token 4: use position.
-    before.abs().max() > 1e-6  # This says whether there is a leak: return how large.
-    before.abs().min()  # This is the smallest change: take the largest.
-    before.abs().mean()  # The changes are averaged: take the largest.
-    0.0; 1.0  # This gives the same for a layer that leaks and one that does not.
-    moved(at == len(x) - 1)[:position].abs().max()  # Only the last token was changed: change all from position on.
-    before.abs().sum()  # The changes are added up: take the largest.
-    (layer(x[:position]) - layer(x)[:position]).abs().max()  # The first call gets fewer tokens: change x, then slice.
-    """,
-    "Right: it finds each leak, and clears the causal layer.",
-)
+PLACES = ((5, 2), (7, 4), (4, 3), (6, 4), (7, 5))  # tokens, position
+LEAKS = [(layer, *draw(7, (tokens, 3)), position) for layer, (tokens, position) in zip(LAYERS, PLACES)]
+LEAK_TABLE = """
+Right: it finds each leak, and clears the causal layer.
+at = torch.arange(len(x))[:, None]; moved = lambda where: layer(x + where) - layer(x)
+before = moved(at >= position)[:position]; largest = lambda where: moved(where)[:position].abs().max()
+before.max(); before.max().abs()  # A fall counts as much as a rise: take abs() before max().
+moved(at >= position).abs().max()  # Tokens that you changed are compared: take only those before position.
+largest(at == position); largest(at == len(x) - 1)  # A leak may come from any later token: change all.
+largest(at > position)  # The change starts one token too late: change position too.
+moved(at >= position)[: position + 1].abs().max()  # The output at position may move: stop before it.
+largest(at < position)  # The past was changed: change the tokens from position on.
+moved(at >= 4)[:4].abs().max()  # The place is fixed at token 4: use position.
+before.abs().max() > 1e-6  # This says whether there is a leak: return how large.
+before.abs().min(); before.abs().mean(); before.abs().sum()  # This is the smallest, a mean or a sum: take the largest.
+0.0; 1.0  # This gives the same for a layer that leaks and one that does not.
+(layer(x[:position]) - layer(x)[:position]).abs().max()  # The first call gets fewer tokens: change x, then slice.
+"""
+check_leak = Exercise(leak, LEAKS, LEAK_TABLE)

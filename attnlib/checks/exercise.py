@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from attnlib.checks.judge import Judge, Verdict, as_tensor, copied
 
-IN_EVERY_TABLE = {"torch": torch, "F": F, "nn": nn, "math": math, "rearrange": rearrange}
+
+def share(exponentials: Tensor, dim: int = -1) -> Tensor:
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def less(scores: Tensor, dim: int = -1) -> Tensor:
+    """The exponentials after the largest score along ``dim`` was subtracted."""
+    return (scores - scores.amax(dim, keepdim=True)).exp()
+
+
+IN_EVERY_TABLE = {
+    "torch": torch, "F": F, "nn": nn, "math": math, "rearrange": rearrange, "share": share, "less": less
+}  # fmt: skip
 
 
 class Mistake(NamedTuple):
@@ -29,48 +41,42 @@ class Exercise:
     """A check that learners call with their own function: ``check_softmax(my_softmax)`` gives a ``Verdict``.
 
     Args:
-        doc: what the function must do, with shapes; the docstring.
-        reference: the right answer. Its parameters are the names that the mistakes use.
+        reference: the right answer. Its docstring says what the function must do, with shapes.
         cases: tuples of arguments, of unequal sizes, so that a mixed-up axis shows. Ordinary numbers first.
-        mistakes: a table as text. Each line has expressions that make a mistake, separated by semicolons, and a comment
-            that names it; a line ``name = expression`` gives the rows below it a shorter word. Or a mapping of
-            sentences to functions. The first mistake that fits is named.
-        success: what a learner reads when everything is right.
+        table: all that a learner may read, as text. The first line is for the right answer. Each other line has
+            expressions that make a mistake, separated by semicolons, and a comment that names it; a line ``name =
+            expression`` gives the rows below it a shorter word. The first mistake that fits is named.
         forbidden: names of functions that the exercise asks the learner to write without.
-        chance: what to say if two calls give different results.
+        chance: why two calls must not give different results.
         adapt: turns any answer, reference and mistakes included, into the function that is run on the cases.
-        describe: says in words what is special about a case. Default: the shapes of its tensors.
+        describe: says in words what is special about a case. Default: the shapes of its tensors, or its numbers.
     """
 
     def __init__(
         self,
-        doc: str,
         reference: Callable,
         cases: Sequence[tuple],
-        mistakes: str | Mapping[str, Callable],
-        success: str,
+        table: str,
         *,
         forbidden: Sequence[str] = (),
-        chance: str = "Two calls give different numbers: nothing in this exercise is left to chance.",
+        chance: str = "nothing in this exercise is left to chance.",
         adapt: Callable[[Callable], Callable] = lambda answer: answer,
         describe: Callable[..., str] | None = None,
     ) -> None:
-        self.__doc__ = doc
-        self.reference, self.cases, self.success = reference, list(cases), success
-        self.forbidden, self.chance, self.adapt = tuple(forbidden), chance, adapt
-        self._mistakes, self._describe = mistakes, describe
+        self._parameters = ", ".join(inspect.signature(reference).parameters)
+        self.__doc__ = f"Check ``answer({self._parameters})``: {reference.__doc__}"
+        self.reference, self.cases, self.forbidden, self.chance = reference, cases, forbidden, chance
+        self.success, *self._rows = table.strip().splitlines()
+        self.adapt, self._describe = adapt, describe
         self._made: dict[tuple[Mistake, int], Tensor | None] = {}
 
     @functools.cached_property
     def mistakes(self) -> list[Mistake]:
-        if isinstance(self._mistakes, Mapping):
-            return [Mistake(sentence, "", function) for sentence, function in self._mistakes.items()]
         names = IN_EVERY_TABLE | self.reference.__globals__
-        parameters = ", ".join(inspect.signature(self.reference).parameters)
         words: dict[str, str] = {}  # names that the table itself defines
         mistakes = []
-        for codes, _, sentence in (line.strip().partition("  # ") for line in self._mistakes.splitlines()):
-            for code in filter(None, codes.split("; ")):
+        for codes, _, sentence in (row.partition("  # ") for row in self._rows if row):
+            for code in codes.split("; "):
                 word, is_named, meaning = code.partition(" = ")
                 if is_named and word.isidentifier():
                     words[word] = meaning
@@ -78,7 +84,7 @@ class Exercise:
                 for word in reversed(words):
                     if re.search(rf"\b{word}\b", code):
                         code = f"(lambda {word}: {code})({words[word]})"
-                mistakes.append(Mistake(sentence, code, eval(f"lambda {parameters}: {code}", dict(names))))
+                mistakes.append(Mistake(sentence, code, eval(f"lambda {self._parameters}: {code}", dict(names))))
         return mistakes
 
     @functools.cached_property
@@ -100,8 +106,8 @@ class Exercise:
         if self._describe:
             return self._describe(*self.cases[case])
         names = inspect.signature(self.adapt(self.reference)).parameters
-        tensors = [(name, x) for name, x in zip(names, self.cases[case]) if isinstance(x, Tensor)]
-        return " and ".join(f"{name} {tuple(x.shape)}" for name, x in tensors) or str(self.cases[case])
+        shapes = [f"{name} {tuple(x.shape)}" for name, x in zip(names, self.cases[case]) if isinstance(x, Tensor)]
+        return " and ".join(shapes) or ", ".join(f"{name}={x}" for name, x in zip(names, self.cases[case]))
 
     def __call__(self, answer: Callable) -> Verdict:
         if not callable(answer):
@@ -121,3 +127,9 @@ def draw(seed: int, *shapes: tuple[int, ...], scale: float = 1.0, double: bool =
     generator = torch.Generator().manual_seed(seed)
     drawn = [scale * torch.randn(shape, generator=generator) for shape in shapes]
     return tuple(x.double() if double else x for x in drawn)
+
+
+def by_row(factors: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors, with each row of the first multiplied by its factor, so that scores are far apart."""
+    first, *rest = tensors
+    return torch.tensor(factors).view(-1, *[1] * (first.ndim - 1)) * first, *rest

@@ -4,15 +4,17 @@ import torch
 from torch import Tensor
 
 from attnlib.checks.exercise import Exercise, draw
-from attnlib.checks.merging import MERGE_MISTAKES, PARTS, merge
+from attnlib.checks.merging import MERGE_TABLE, PARTS, merge
 
 
 def hash_buckets(vectors: Tensor, directions: Tensor) -> Tensor:
+    """(tokens, head_dim) and (head_dim, num_buckets // 2) to buckets (tokens,)."""
     projected = vectors @ directions
     return torch.cat([projected, -projected], dim=-1).argmax(dim=-1)
 
 
 def sort_and_undo(buckets: Tensor) -> Tensor:
+    """(tokens,) to (2, tokens), the sorting order by (bucket, position), and what undoes it."""
     places = torch.arange(len(buckets))
     order = (buckets * len(buckets) + places).argsort()
     undo = torch.empty_like(order).scatter_(0, order, places)
@@ -20,142 +22,109 @@ def sort_and_undo(buckets: Tensor) -> Tensor:
 
 
 def visible(buckets: Tensor, chunk_size: int) -> Tensor:
+    """(tokens,) to (tokens, tokens), True where j is in i's bucket, 1 to ``chunk_size`` places before i once sorted."""
     place = buckets.argsort(stable=True).argsort()  # (tokens,)
     gap = place[:, None] - place  # (tokens, tokens)
     return (buckets[:, None] == buckets) & (gap >= 1) & (gap <= chunk_size)
 
 
 def count_once(scores: Tensor, seen: Tensor) -> Tensor:
+    """(tokens, tokens) and (rounds, tokens, tokens) to each round's scores, −inf if unseen: all count a key once."""
     discounted = scores - seen.sum(dim=0).log()  # (tokens, tokens)
     return discounted.masked_fill(~seen, -torch.inf)  # (rounds, tokens, tokens)
 
 
 HASHES = ((3, 13, 3, 2), (4, 17, 5, 4), (5, 11, 2, 1), (7, 5, 5, 5), (8, 1, 3, 3), (9, 120, 4, 6))
+VECTORS = [draw(seed, (tokens, d), (d, half), double=seed == 9) for seed, tokens, d, half in HASHES]
+HASH_TABLE = """
+Right: every vector is in the bucket of the arrow along which it reaches furthest.
+half = vectors @ directions; both = torch.cat([half, -half], -1)
+half.argmax(-1)  # The opposite directions are buckets too: join projected and −projected.
+half.abs().argmax(-1)  # A direction and its opposite share a bucket: the sign counts too.
+both.argmin(-1)  # Each bucket is that of the opposite: the largest projection wins.
+both.argmax(0)  # The argmax runs over the tokens: each token picks its bucket, so dim=-1.
+both.amax(-1)  # This is the largest projection: the bucket is its index, argmax.
+((half > 0) * 2 ** torch.arange(directions.shape[1])).sum(-1)  # Signs in binary are another hash.
+(half > 0).sum(-1)  # This counts positive projections: take the argmax of projected and −projected.
+both.sign().argmax(-1)  # Only the signs are compared: the largest projection decides.
+torch.stack([half, -half], -1).flatten(-2).argmax(-1)  # First all directions, then all opposites: torch.cat.
+torch.cdist(vectors, torch.cat([directions, -directions], -1).mT).argmin(-1)  # Compare products, not distances.
+"""
+check_hash = Exercise(hash_buckets, VECTORS, HASH_TABLE)
 
-check_hash = Exercise(
-    "Check ``answer(vectors, directions)``: (tokens, head_dim) and (head_dim, num_buckets // 2) to buckets (tokens,).",
-    hash_buckets,
-    [draw(seed, (tokens, d), (d, half), double=seed == 9) for seed, tokens, d, half in HASHES],
-    """
-    half = vectors @ directions; both = torch.cat([half, -half], -1)
-    half.argmax(-1)  # The opposite directions are buckets too: join projected and −projected.
-    half.abs().argmax(-1)  # A direction and its opposite share a bucket: the sign counts too.
-    both.argmin(-1)  # Each bucket is that of the opposite: the largest projection wins.
-    both.argmax(0)  # The argmax runs over the tokens: each token picks its bucket, so dim=-1.
-    both.amax(-1)  # This is the largest projection: the bucket is its index, argmax.
-    ((half > 0) * 2 ** torch.arange(directions.shape[1])).sum(-1)  # Signs in binary are another hash.
-    (half > 0).sum(-1)  # This counts positive projections: take the argmax of projected and −projected.
-    both.sign().argmax(-1)  # Only the signs are compared: the largest projection decides.
-    torch.stack([half, -half], -1).flatten(-2).argmax(-1)  # First all directions, then all opposites: torch.cat.
-    torch.cdist(vectors, torch.cat([directions, -directions], -1).mT).argmin(-1)  # Compare products, not distances.
-    hash_buckets(vectors, directions) + 1  # Buckets are counted from 0.
-    """,
-    "Right: every vector is in the bucket of the arrow along which it reaches furthest.",
-)
+LISTS = [2, 0, 1, 2, 0, 1, 1], [3, 1, 3, 0, 3, 0, 2, 1, 0, 0, 3], [5, 4, 0], [1], [0, 0, 0, 0, 0], [900, 0, 70, 0]
+BUCKETS = [torch.tensor(buckets) for buckets in LISTS]
+BUCKETS += [draw(7, (n,))[0].argsort() % k for n, k in ((40, 3), (129, 4), (67, 2))]  # ties scramble from 17 tokens on
+SORT_TABLE = """
+Right: equal buckets are together, in reading order, and the undo brings every token back.
+places = torch.arange(len(buckets)); order = buckets.argsort(stable=True)
+undone = lambda order: torch.stack([order, order.argsort()]); ticket = lambda base: buckets * base + places
+by = lambda base, stable=False: undone(ticket(base).argsort(stable=stable))
+torch.stack([order, order]); torch.stack([order, places])  # The second row undoes nothing: order.argsort().
+sort_and_undo(buckets).flip(0)  # The rows are swapped: the order first, then the undo.
+torch.stack([order, order.flip(0)])  # Reading backwards is not undoing: order.argsort().
+undone(buckets.argsort()); undone(buckets.sort().indices)  # This sort scrambles equal buckets: use stable=True.
+undone((buckets * len(buckets) - places).argsort())  # Within a bucket, tokens come backwards.
+by(1); by(1, True); by(10); by(1000); by(int(buckets.max()) + 1)  # Multiply the bucket by the number of tokens.
+undone(places)  # Nothing is sorted: these are the positions.
+undone((-buckets).argsort(stable=True)); undone(order.flip(0))  # The largest bucket comes first: sort upwards.
+torch.stack([buckets.sort().values, order])  # This is (values, order): return order and undo.
+undone(ticket(len(buckets))); undone(ticket(len(buckets)).sort().values)  # Take argsort of the tickets.
+order; order.argsort()  # Only one of the two is returned: torch.stack([order, undo]).
+"""
+check_sort_and_undo = Exercise(sort_and_undo, [(b,) for b in (*BUCKETS, torch.arange(1100) // 5 % 3)], SORT_TABLE)
 
+check_combine_rounds = Exercise(merge, PARTS, MERGE_TABLE.replace("part", "round"))
 
-def _bucket_cases() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    sizes = ((40, 3), (129, 4), (67, 2))  # unstable sorts scramble ties from 17 tokens on
-    lists = [2, 0, 1, 2, 0, 1, 1], [3, 1, 3, 0, 3, 0, 2, 1, 0, 0, 3], [5, 4, 0], [1], [0, 0, 0, 0, 0], [900, 0, 70, 0]
-    return [*map(torch.tensor, lists), *(torch.randint(n, (tokens,), generator=generator) for tokens, n in sizes)]
+SIZES = (2, 3, 1, 4, 2, 3, 5, 7, 30)  # of the chunks
+VISIBLE_TABLE = """
+Right: only earlier tokens of the same bucket, and whatever comes later changes nothing.
+same = buckets[:, None] == buckets; order = buckets.argsort(stable=True); undo = order.argsort()
+gap = undo[:, None] - undo; chunk = undo // chunk_size; chunks = chunk[:, None] - chunk
+within = lambda gap, low=1, high=chunk_size: (gap >= low) & (gap <= high)
+by = lambda places: same & within(places[:, None] - places)
+by(order)  # Use undo[i] here, not order[i].
+same & (gap >= 1) & (chunks <= 1); same & (gap >= 1) & (chunks == 0)  # Count places, not chunks.
+same & within(gap, 0)  # A token sees itself here: the gap must be at least 1.
+same & within(gap, 1, chunk_size - 1)  # A gap of exactly chunk_size is still seen: use <=.
+same & within(gap, 1, chunk_size + 1)  # One place too many: the gap is at most chunk_size.
+within(gap)  # Other buckets are seen: compare the buckets too.
+same & (gap >= 1)  # The whole bucket is seen: at most chunk_size places back.
+same & within(gap.abs())  # It looks both ways: the key must come first.
+same | within(gap)  # Both must hold: combine with &, not with |.
+same & (gap <= chunk_size)  # Later tokens are seen too: the gap must be at least 1.
+by(torch.arange(len(buckets)))  # The gap is counted in the text: count sorted places.
+(gap >= 1) & (chunks <= 1)  # Compare the buckets too, and count places, not chunks.
+~visible(buckets, chunk_size)  # The table is the wrong way around: True means that i may see j.
+visible(buckets, chunk_size) | torch.diag(~visible(buckets, chunk_size).any(-1))  # No token sees itself here.
+by(buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable=True.
+by((buckets * 100 + torch.arange(len(buckets))).argsort().argsort())  # A fixed factor is too small.
+visible(buckets, chunk_size)[order][:, order]  # Return the table in the order of the text.
+"""
+check_visible = Exercise(visible, list(zip(BUCKETS, SIZES, strict=True)), VISIBLE_TABLE)
 
-
-check_sort_and_undo = Exercise(
-    "Check ``answer(buckets)``: (tokens,) to (2, tokens), the sorting order by (bucket, position), and what undoes it.",
-    sort_and_undo,
-    [(buckets,) for buckets in (*_bucket_cases(), torch.arange(1100) // 5 % 3)],
-    """
-    places = torch.arange(len(buckets)); order = buckets.argsort(stable=True)
-    undone = lambda order: torch.stack([order, order.argsort()]); ticket = lambda base: buckets * base + places
-    torch.stack([order, order]); torch.stack([order, places])  # The second row undoes nothing: order.argsort().
-    sort_and_undo(buckets).flip(0)  # The rows are swapped: the order first, then the undo.
-    torch.stack([order, order.flip(0)])  # Reading backwards is not undoing: order.argsort().
-    undone(buckets.argsort()); undone(buckets.sort().indices)  # This sort scrambles equal buckets: use stable=True.
-    undone((buckets * len(buckets) - places).argsort())  # Within a bucket, tokens come backwards.
-    undone(ticket(1).argsort(stable=True))  # Multiply the bucket by the number of tokens, or positions win.
-    undone(places)  # Nothing is sorted: these are the positions.
-    undone((-buckets).argsort(stable=True)); undone(order.flip(0))  # The largest bucket comes first: sort upwards.
-    torch.stack([buckets.sort().values, order])  # This is (values, order): return order and undo.
-    undone(ticket(10).argsort()); undone(ticket(1000).argsort())  # A fixed factor is too small.
-    undone(ticket(int(buckets.max()) + 1).argsort())  # Multiply by the number of tokens, not of buckets.
-    undone(ticket(len(buckets))); undone(ticket(len(buckets)).sort().values)  # Take argsort of the tickets.
-    order; order.argsort()  # Only one of the two is returned: torch.stack([order, undo]).
-    """,
-    "Right: equal buckets are together, in reading order, and the undo brings every token back.",
-)
-
-check_combine_rounds = Exercise(
-    "Check ``answer(outputs, logsumexps)``: (rounds, tokens, value_dim) and (rounds, tokens) to (tokens, value_dim).",
-    merge,
-    PARTS,
-    MERGE_MISTAKES.replace("part", "round"),
-    "Right: the same as one softmax over all that the rounds saw, and no exponential overflows.",
-)
-
-check_visible = Exercise(
-    "Check ``answer(buckets, chunk_size)``: (tokens,) to (tokens, tokens), True where row i may see column j: the "
-    "same bucket, and j comes 1 to ``chunk_size`` places before i in sorted order.",
-    visible,
-    list(zip(_bucket_cases(), (2, 3, 1, 4, 2, 3, 5, 7, 30), strict=True)),
-    """
-    same = buckets[:, None] == buckets; order = buckets.argsort(stable=True); undo = order.argsort()
-    gap = undo[:, None] - undo; chunk = undo // chunk_size; chunks = chunk[:, None] - chunk
-    within = lambda gap, low=1, high=chunk_size: (gap >= low) & (gap <= high)
-    by = lambda places: same & within(places[:, None] - places)
-    by(order)  # Use undo[i] here, not order[i].
-    same & (gap >= 1) & (chunks <= 1); same & (gap >= 1) & (chunks == 0)  # Count places, not chunks.
-    same & within(gap, 0)  # A token sees itself here: the gap must be at least 1.
-    same & within(gap, 1, chunk_size - 1)  # A gap of exactly chunk_size is still seen: use <=.
-    same & within(gap, 1, chunk_size + 1)  # One place too many: the gap is at most chunk_size.
-    within(gap)  # Other buckets are seen: compare the buckets too.
-    same & (gap >= 1)  # The whole bucket is seen: at most chunk_size places back.
-    same & within(gap.abs())  # It looks both ways: the key must come first.
-    same | within(gap)  # Both must hold: combine with &, not with |.
-    same & (gap <= chunk_size)  # Later tokens are seen too: the gap must be at least 1.
-    by(torch.arange(len(buckets)))  # The gap is counted in the text: count sorted places.
-    (gap >= 1) & (chunks <= 1)  # Compare the buckets too, and count places, not chunks.
-    ~visible(buckets, chunk_size)  # The table is the wrong way around: True means that i may see j.
-    visible(buckets, chunk_size) | torch.diag(~visible(buckets, chunk_size).any(-1))  # No token sees itself here.
-    by(buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable=True.
-    by((buckets * 100 + torch.arange(len(buckets))).argsort().argsort())  # A fixed factor is too small.
-    visible(buckets, chunk_size)[order][:, order]  # Return the table in the order of the text.
-    """,
-    "Right: only earlier tokens of the same bucket, and whatever comes later changes nothing.",
-)
-
-
-def _seen_cases() -> list[tuple[Tensor, Tensor]]:
-    cases = []
-    for seed, (rounds, tokens) in enumerate(((2, 5), (3, 3), (4, 3), (3, 7), (1, 4))):
-        scores, chance = draw(seed, (tokens, tokens), (rounds, tokens, tokens))
-        cases.append((scores, chance < 0.5))
-    scores, seen = cases[0]
-    return [*cases, (1000 * scores, seen), (scores.round().clamp(-1, 1), seen), (torch.zeros(5, 5).double(), seen)]
-
-
-check_count_once = Exercise(
-    "Check ``answer(scores, seen)``: (tokens, tokens) and boolean (rounds, tokens, tokens) to the scores of each round "
-    "(rounds, tokens, tokens), −inf where unseen, so that all rounds together count every key once.",
-    count_once,
-    _seen_cases(),
-    """
-    count = seen.sum(0); once = scores - count.log(); unseen = lambda s, fill=-torch.inf: s.masked_fill(~seen, fill)
-    unseen(scores.expand(seen.shape))  # Nothing is subtracted: a key that N rounds see counts N times.
-    unseen(scores - count)  # Subtract log N, not N: exp(s − log N) is exp(s) / N.
-    unseen(scores / count)  # It is exp(s) that N divides, so subtract log N from s.
-    unseen(scores + count.log())  # The sign is wrong: subtract log N.
-    unseen(scores - math.log(len(seen)))  # N differs from pair to pair: in how many rounds does i see j?
-    unseen(once, 0.0)  # What a round does not see must be −inf, so that its exp is 0.
-    unseen(once, -1e9)  # Real scores may be lower than this one: use −inf.
-    once * seen; unseen(scores) - count.log()  # ∞ − ∞ and 0 · ∞ are NaN: hide last.
-    once.expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
-    once.masked_fill(seen, -torch.inf)  # The mask is the wrong way around: hide where ~seen is True.
-    unseen(scores - seen.sum(-1, True).log()); unseen(scores - seen.sum(1, True).log())  # Count rounds: seen.sum(0).
-    unseen(scores - seen.sum().log())  # N is counted over everything: seen.sum(dim=0).
-    unseen((scores.exp() / count).log())  # exp overflows: subtract log N from the score.
-    count_once(scores, seen).softmax(-1)  # The softmax comes later: return the scores.
-    count_once(scores, seen).logsumexp(0)  # The rounds are combined already: return the scores of each.
-    """,
-    "Right: N rounds with a share of 1/N each count a key once.",
-)
+SHAPES = enumerate(((2, 5), (3, 3), (4, 3), (3, 7), (1, 4)))  # rounds, tokens
+MET = [draw(seed, (tokens, tokens), (rounds, tokens, tokens)) for seed, (rounds, tokens) in SHAPES]
+MET = [(scores, chance < 0.5) for scores, chance in MET]
+SCORES, SEEN = MET[0]
+MET += [(1000 * SCORES, SEEN), (SCORES.round().clamp(-1, 1), SEEN), (torch.zeros(5, 5).double(), SEEN)]
+COUNT_ONCE_TABLE = """
+Right: N rounds with a share of 1/N each count a key once.
+count = seen.sum(0); once = scores - count.log(); unseen = lambda s, fill=-torch.inf: s.masked_fill(~seen, fill)
+unseen(scores.expand(seen.shape))  # Nothing is subtracted: a key that N rounds see counts N times.
+unseen(scores - count)  # Subtract log N, not N: exp(s − log N) is exp(s) / N.
+unseen(scores / count)  # It is exp(s) that N divides, so subtract log N from s.
+unseen(scores + count.log())  # The sign is wrong: subtract log N.
+unseen(scores - math.log(len(seen)))  # N differs from pair to pair: in how many rounds does i see j?
+unseen(once, 0.0)  # What a round does not see must be −inf, so that its exp is 0.
+unseen(once, -1e9)  # Real scores may be lower than this one: use −inf.
+once * seen; unseen(scores) - count.log()  # ∞ − ∞ and 0 · ∞ are NaN: hide last.
+once.expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
+once.masked_fill(seen, -torch.inf)  # The mask is the wrong way around: hide where ~seen is True.
+unseen(scores - seen.sum(-1, True).log()); unseen(scores - seen.sum(1, True).log())  # Count rounds: seen.sum(0).
+unseen(scores - seen.sum().log())  # N is counted over everything: seen.sum(dim=0).
+unseen((scores.exp() / count).log())  # exp overflows: subtract log N from the score.
+count_once(scores, seen).softmax(-1)  # The softmax comes later: return the scores.
+count_once(scores, seen).logsumexp(0)  # The rounds are combined already: return the scores of each.
+"""
+check_count_once = Exercise(count_once, MET, COUNT_ONCE_TABLE)

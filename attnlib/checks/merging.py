@@ -7,183 +7,159 @@ from attnlib.checks.exercise import Exercise, draw
 
 
 def log_sum_exp(scores: Tensor) -> Tensor:
+    """The log-sum-exp over the last axis of scores (…, keys), without overflow."""
     top = scores.amax(dim=-1, keepdim=True)  # (..., 1)
     return (scores - top).exp().sum(dim=-1).log() + top.squeeze(-1)  # (...)
 
 
 def merge(outputs: Tensor, logsumexps: Tensor) -> Tensor:
+    """(parts, tokens, dim) and (parts, tokens) to the merged output (tokens, dim). In notebook 07 a part is a round."""
     shares = torch.softmax(logsumexps, dim=0)  # (parts, tokens)
     return (shares[..., None] * outputs).sum(dim=0)  # (tokens, dim)
 
 
 def online_step(top: Tensor, total: Tensor, scores: Tensor) -> Tensor:
+    """The new top and total of the online softmax, as one tensor of two."""
     new_top = torch.maximum(top, scores.max())
     return torch.stack([new_top, total * (top - new_top).exp() + (scores - new_top).exp().sum()])
 
 
 def overlapping(scores: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """The average (dim,) of values (keys, dim), by scores (keys,), over all keys seen (parts, keys), counted once."""
     once = scores.masked_fill(~seen.any(dim=0), -torch.inf)  # (keys,)
     return torch.softmax(once, dim=0) @ values  # (dim,)
 
 
-check_log_sum_exp = Exercise(
-    "Check ``answer(scores)``: the log-sum-exp over the last axis of scores (…, keys), without overflow.",
-    log_sum_exp,
-    [(x,) for x in draw(3, (5,), (4, 7), (2, 3, 4), (2, 1, 5), (1, 3), (3, 1))]
-    + [(sign * torch.tensor([[0.0, 1.0, 2.0], [900.0, 901.0, 899.0]]),) for sign in (1, -1)]
-    + [(torch.tensor([[900.0, -900.0, 899.0, 0.0], [-901.0, 1.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0]]),)]
-    + [(draw(4, (3, 6), double=True)[0] + torch.tensor([[-900.0], [0.0], [900.0]]).double(),)],
-    """
-    top = scores.amax(-1); without = lambda offset: (scores - offset).exp().sum(-1).log(); low = without(top[..., None])
-    scores.exp().sum(-1).log(); scores.double().exp().sum(-1).log()  # exp overflows: subtract each row's largest score.
-    low  # The largest score was subtracted, but never added again.
-    without(scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True).
-    without(scores.mean(-1, keepdim=True)) + scores.mean(-1)  # exp still overflows: subtract the largest score.
-    scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
-    low - top  # Add the largest score at the end, do not subtract it again.
-    low.exp(); low.exp() + top  # Take the log, then add the largest score.
-    low.exp().sum().log() + top  # The sum runs over all rows: use the last axis, dim=-1.
-    top[..., None] + low  # A column plus a row is a table: use top.squeeze(-1).
-    top  # This is only the largest score: the others count as well.
-    log_sum_exp(scores) - math.log(scores.shape[-1])  # This takes the mean of the exponentials: use sum, not mean.
-    log_sum_exp(scores.mT if scores.ndim > 1 else scores)  # The sum runs over the wrong axis: use the last one, dim=-1.
-    log_sum_exp(scores.clamp(-80, 80))  # Clamping changes the scores: subtract each row's largest score instead.
-    """,
-    "Right, also at scores of ±900, where exp alone gives inf or 0.",
-    forbidden=("logsumexp", "logcumsumexp", "logaddexp"),
-)
-
-
-def _parts(seed: int, shape: tuple[int, ...], shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-    outputs, logsumexps = draw(seed, shape, shape[:-1])
-    return outputs, 2 * logsumexps + shift
-
-
-def _with_empty_parts() -> tuple[Tensor, Tensor]:
-    outputs, logsumexps = _parts(12, (3, 4, 5))
-    empty = torch.tensor([[False, True, False, True], [False, False, True, True], [False, False, False, False]])
-    return outputs.masked_fill(empty[..., None], 0.0), logsumexps.masked_fill(empty, -torch.inf)
-
-
-# Merging parts and combining rounds (notebook 07) are one computation: they share cases and mistakes.
-PARTS: list[tuple[Tensor, ...]] = [_parts(7, (4, 4, 4)), _parts(5, (3, 4, 2))]  # square first: wrong axes fit
-PARTS += [_parts(6, (1, 2, 4)), _parts(8, (2, 1, 3))]
-PARTS += [_parts(9, (2, 5, 3), 900.0), _parts(10, (5, 3, 6), -900.0), _with_empty_parts()]
-PARTS += [_parts(11, (3, 4, 2), torch.tensor([900.0, 0.0, -900.0, 400.0]))]  # tokens far apart
-PARTS += [_parts(13, (3, 2, 5), torch.tensor([[400.0], [-400.0], [398.0]]))]  # parts far apart
-PARTS += [tuple(x.double() for x in _parts(14, (2, 3, 4), 1000.0))]
-
-MERGE_MISTAKES = """
-    weighted = lambda weights: (weights[..., None] * outputs).sum(0)
-    divided = lambda exponentials: weighted(exponentials / exponentials.sum(0)); shares = logsumexps.softmax(0)
-    divided(logsumexps.clamp(-80, 80).exp())  # Clamping changes the weights: use torch.softmax.
-    outputs.mean(0)  # All parts count the same here: weight each by the exponential of its log-sum-exp.
-    outputs.sum(0)  # The parts are added, not averaged: their weights must sum to one.
-    divided(logsumexps); weighted(logsumexps)  # The log-sum-exps need exp before they are weights.
-    divided(logsumexps.exp()); divided(logsumexps.double().exp())  # exp overflows: use torch.softmax.
-    weighted(logsumexps.exp())  # The weights do not sum to one: divide the exponentials by their sum.
-    divided((logsumexps - logsumexps.max()).exp())  # Each token needs its own maximum: amax(dim=0).
-    weighted(logsumexps.exp() / logsumexps.exp().sum())  # The softmax runs over everything: dim=0.
-    weighted(logsumexps.softmax(-1))  # The softmax runs over the tokens: the parts are axis 0.
-    weighted((-logsumexps).softmax(0))  # The sign is wrong: a larger log-sum-exp means a larger weight.
-    weighted(logsumexps.exp().softmax(0))  # softmax takes the exponential itself: leave exp away.
-    weighted(logsumexps.nan_to_num(neginf=0.0).softmax(0))  # An empty part keeps its −∞, and so weighs 0.
-    weighted(shares) / len(outputs)  # The weights sum to one already: sum, not mean.
-    shares[..., None] * outputs  # The parts are weighted, but not yet added up: sum over axis 0.
-    (shares * outputs).sum(0); (shares[:, None] * outputs).sum(0)  # The weights meet the wrong axis: shares[..., None].
-    shares @ outputs  # @ sums over the tokens: use shares[..., None] * outputs, and sum the parts.
-    shares  # These are the weights of the parts: average the outputs with them.
+ROWS = [*draw(3, (5,), (4, 7), (2, 3, 4), (2, 1, 5), (1, 3), (3, 1))]
+ROWS += [sign * torch.tensor([[0.0, 1.0, 2.0], [900.0, 901.0, 899.0]]) for sign in (1, -1)]
+ROWS += [torch.tensor([[900.0, -900.0, 899.0, 0.0], [-901.0, 1.0, 2.0, 0.5], [0.0, 0.0, 0.0, 0.0]])]
+ROWS += [draw(4, (3, 6), double=True)[0] + torch.tensor([[-900.0], [0.0], [900.0]])]
+LOG_SUM_EXP_TABLE = """
+Right, also at scores of ±900, where exp alone gives inf or 0.
+top = scores.amax(-1); without = lambda offset: (scores - offset).exp().sum(-1).log(); low = without(top[..., None])
+scores.exp().sum(-1).log(); scores.double().exp().sum(-1).log()  # exp overflows: subtract each row's largest score.
+low  # The largest score was subtracted, but never added again.
+without(scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True).
+without(scores.mean(-1, keepdim=True)) + scores.mean(-1)  # exp still overflows: subtract the largest score.
+scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
+low - top  # Add the largest score at the end, do not subtract it again.
+low.exp(); low.exp() + top  # Take the log, then add the largest score.
+low.exp().sum().log() + top  # The sum runs over all rows: use the last axis, dim=-1.
+top[..., None] + low  # A column plus a row is a table: use top.squeeze(-1).
+top  # This is only the largest score: the others count as well.
+log_sum_exp(scores) - math.log(scores.shape[-1])  # This takes the mean of the exponentials: use sum, not mean.
+log_sum_exp(scores.mT if scores.ndim > 1 else scores)  # The sum runs over the wrong axis: use the last one, dim=-1.
+log_sum_exp(scores.clamp(-80, 80))  # Clamping changes the scores: subtract each row's largest score instead.
 """
-
-check_merge = Exercise(
-    "Check ``answer(outputs, logsumexps)``: (parts, tokens, dim) and (parts, tokens) to the merged output "
-    "(tokens, dim).",
-    merge,
-    PARTS,
-    MERGE_MISTAKES,
-    "Right: any number of parts, empty ones too, and log-sum-exps of ±900.",
-)
+FUSED = ("logsumexp", "logcumsumexp", "logaddexp")
+check_log_sum_exp = Exercise(log_sum_exp, [(scores,) for scores in ROWS], LOG_SUM_EXP_TABLE, forbidden=FUSED)
 
 
-def _steps() -> list[tuple[Tensor, ...]]:
-    rows = [(0.5, 1.5, [2.0, -1.0, 0.25]), (3.0, 2.0, [0.3, -1.2, 1.1, 0.7, -0.4])]  # a new top; the old one stays
-    rows += [(-700.0, 1.25, [800.0, 799.0]), (800.0, 3.0, [-700.0, 799.0, 0.0]), (-700.0, 2.0, [-701.0, -699.5])]
-    rows += [(-torch.inf, 0.0, [0.4, -0.6, 1.3, 0.2]), (-torch.inf, 0.0, [0.0, -900.0])]  # the first block
-    rows += [(0.0, 1.0, [0.0]), (-1.5, 4.0, [-3.0, -2.5]), (0.0, 2.5, [-1.0, -0.5, -2.0]), (1.0, 0.5, [2.0])]
-    cases = [(torch.tensor(top), torch.tensor(total), torch.tensor(scores)) for top, total, scores in rows]
-    return [*cases, tuple(x.double() for x in cases[2]), tuple(x.double() for x in cases[3])]
+def parts(seed: int, shape: tuple[int, ...], shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+    """Outputs and log-sum-exps of some parts. Where ``shift`` is −∞, a part is empty."""
+    outputs, logsumexps = draw(seed, shape, shape[:-1])
+    logsumexps = 2 * logsumexps + shift
+    return outputs.masked_fill(logsumexps.isinf()[..., None], 0.0), logsumexps
 
 
-check_online_step = Exercise(
-    "Check ``answer(top, total, scores)``: the new top and total of the online softmax, as one tensor of two.",
-    online_step,
-    _steps(),
-    """
-    new = torch.maximum(top, scores.max()); kept = total * (top - new).exp()
-    step = lambda given, old, exponents: torch.stack([given, old + exponents.exp().sum()])
-    rest = lambda old: step(new, old, scores - new)
-    rest(total)  # Multiply the old total by exp(top − new_top).
-    step(new, total, scores)  # Subtract the new top before exp, and shrink the old total to match.
-    step(new, kept, scores)  # Subtract the new top from the new scores, before exp.
-    step(top, total, scores - top)  # The top must rise when a score is larger: torch.maximum(top, scores.max()).
-    rest(total / (top - new).exp())  # The factor is upside down: exp(top − new_top).
-    rest(total + (top - new).exp())  # Multiply the old total by the factor, do not add it.
-    rest(total * top.exp() / new.exp())  # exp(top) overflows: take exp(top − new_top).
-    step(scores.max(), total * (top - scores.max()).exp(), scores - scores.max())  # An earlier score may be higher.
-    step(new, kept, scores - scores.max())  # Subtract new_top, not scores.max().
-    step(new, kept, scores - top)  # Subtract the new top, not the old one.
-    step(top, kept, scores - new)  # The total is right, the top is the old one.
-    rest(0 * total)  # The old total is missing.
-    step(new, kept, scores[:0])  # The new scores are missing.
-    torch.stack([new, online_step(top, total, scores)[1].log()])  # The total stays a sum: take no log.
-    online_step(top, total, scores).flip(0)  # The order is the other way around: the top first, then the total.
-    torch.stack([top, total])  # Nothing changed: the new scores play no part.
-    """,
-    "Right: with a new top, with the old one, and for the first block of all.",
-)
+EMPTY = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0]]).log()  # −∞ where a part saw nothing
+PARTS: list[tuple[Tensor, ...]] = [parts(7, (4, 4, 4)), parts(5, (3, 4, 2))]  # square first: wrong axes fit
+PARTS += [parts(6, (1, 2, 4)), parts(8, (2, 1, 3))]
+PARTS += [parts(9, (2, 5, 3), 900.0), parts(10, (5, 3, 6), -900.0), parts(12, (3, 4, 5), EMPTY)]
+PARTS += [parts(11, (3, 4, 2), torch.tensor([900.0, 0.0, -900.0, 400.0]))]  # tokens far apart
+PARTS += [parts(13, (3, 2, 5), torch.tensor([[400.0], [-400.0], [398.0]]))]  # parts far apart
+PARTS += [tuple(x.double() for x in parts(14, (2, 3, 4), 1000.0))]
+
+# Merging parts, combining rounds (notebook 07), joining two parts (06): one computation, with the same mistakes.
+MERGE_ROWS = """
+weighted = lambda weights: (weights[..., None] * outputs).sum(0)
+divided = lambda exponentials: weighted(exponentials / exponentials.sum(0)); shares = logsumexps.softmax(0)
+divided(logsumexps.clamp(-80, 80).exp())  # Clamping changes the weights: use torch.softmax.
+outputs.mean(0)  # All parts count the same here: weight each by the exponential of its log-sum-exp.
+outputs.sum(0)  # The parts are added, not averaged: their weights must sum to one.
+divided(logsumexps); weighted(logsumexps)  # The log-sum-exps need exp before they are weights.
+divided(logsumexps.exp()); divided(logsumexps.double().exp())  # exp overflows, or gives 0 / 0: use torch.softmax.
+weighted(logsumexps.exp())  # The weights do not sum to one: divide the exponentials by their sum.
+divided((logsumexps - logsumexps.max()).exp())  # Each token needs its own maximum, over the parts.
+weighted(logsumexps.exp() / logsumexps.exp().sum())  # The softmax runs over everything: it must run over the parts.
+weighted(logsumexps.softmax(-1))  # The softmax runs over the tokens: it must run over the parts.
+weighted((-logsumexps).softmax(0))  # The sign is wrong: a larger log-sum-exp means a larger weight.
+weighted(logsumexps.exp().softmax(0))  # softmax takes the exponential itself: leave exp away.
+weighted(logsumexps.nan_to_num(neginf=0.0).softmax(0))  # An empty part keeps its −∞, and so weighs 0.
+weighted(shares) / len(outputs)  # The weights sum to one already: sum, not mean.
+shares[..., None] * outputs  # The parts are weighted, but not yet added up: sum over the parts.
+shares  # These are the weights of the parts: average the outputs with them.
+"""
+MERGE_TABLE = f"""
+Right: any number of parts, empty ones too, and log-sum-exps of ±900.
+shares = logsumexps.softmax(0)
+(shares * outputs).sum(0); (shares[:, None] * outputs).sum(0)  # The weights meet the wrong axis: shares[..., None].
+shares @ outputs  # @ sums over the tokens: use shares[..., None] * outputs, and sum the parts.
+{MERGE_ROWS}"""
+check_merge = Exercise(merge, PARTS, MERGE_TABLE)
+
+STEPS = [(0.5, 1.5, [2.0, -1.0, 0.25]), (3.0, 2.0, [0.3, -1.2, 1.1, 0.7, -0.4])]  # a new top; the old one stays
+STEPS += [(-700.0, 1.25, [800.0, 799.0]), (800.0, 3.0, [-700.0, 799.0, 0.0]), (-700.0, 2.0, [-701.0, -699.5])]
+STEPS += [(-torch.inf, 0.0, [0.4, -0.6, 1.3, 0.2]), (-torch.inf, 0.0, [0.0, -900.0])]  # the first block
+STEPS += [(0.0, 1.0, [0.0]), (-1.5, 4.0, [-3.0, -2.5]), (0.0, 2.5, [-1.0, -0.5, -2.0]), (1.0, 0.5, [2.0])]
+STEP_CASES = [tuple(torch.tensor(part) for part in step) for step in STEPS]
+STEP_CASES += [tuple(x.double() for x in case) for case in STEP_CASES[2:4]]
+STEP_TABLE = """
+Right: with a new top, with the old one, and for the first block of all.
+new = torch.maximum(top, scores.max()); kept = total * (top - new).exp()
+step = lambda given, old, exponents: torch.stack([given, old + exponents.exp().sum()])
+rest = lambda old: step(new, old, scores - new)
+rest(total)  # Multiply the old total by exp(top − new_top).
+step(new, total, scores)  # Subtract the new top before exp, and shrink the old total to match.
+step(new, kept, scores)  # Subtract the new top from the new scores, before exp.
+step(top, total, scores - top)  # The top must rise when a score is larger: torch.maximum(top, scores.max()).
+rest(total / (top - new).exp())  # The factor is upside down: exp(top − new_top).
+rest(total + (top - new).exp())  # Multiply the old total by the factor, do not add it.
+rest(total * top.exp() / new.exp())  # exp(top) overflows: take exp(top − new_top).
+step(scores.max(), total * (top - scores.max()).exp(), scores - scores.max())  # An earlier score may be higher.
+step(new, kept, scores - scores.max()); step(new, kept, scores - top)  # Subtract new_top from the scores.
+step(top, kept, scores - new)  # The total is right, the top is the old one.
+rest(0 * total)  # The old total is missing.
+step(new, kept, scores[:0])  # The new scores are missing.
+torch.stack([new, online_step(top, total, scores)[1].log()])  # The total stays a sum: take no log.
+online_step(top, total, scores).flip(0)  # The order is the other way around: the top first, then the total.
+"""
+check_online_step = Exercise(online_step, STEP_CASES, STEP_TABLE)
 
 
-def _overlaps() -> list[tuple[Tensor, Tensor, Tensor]]:
-    cases = []
-    for seed, (parts, keys, dim) in enumerate(((3, 5, 2), (2, 7, 3), (4, 6, 5), (3, 4, 4), (2, 4, 1), (2, 5, 3))):
-        scores, values, chance = draw(20 + seed, (keys,), (keys, dim), (parts, keys))
-        seen = chance < 0.3
-        seen[:, 0] = True  # one key that all parts see,
-        seen[:, 1], seen[-1, 1] = False, True  # one that only the last part sees,
-        seen[:, 2] = False  # one that nobody sees,
-        seen[:, 3], seen[:2, 3] = False, True  # and one that two parts see
-        cases.append((scores, values, seen))
-    scores, values, seen = cases[-1]
-    cases += [(scores + 900, values, seen), (scores.double() - 30000, values.double(), seen)]
-    cases += [(scores + torch.tensor([0.0, 0.0, 400.0, 0.0, 0.0]), values, seen)]  # the unseen key is the best
-    return [*cases, (torch.zeros(5), values, seen), (scores, values, torch.ones(1, 5, dtype=torch.bool))]
+def overlap(seed: int, parts: int, keys: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    scores, values, chance = draw(seed, (keys,), (keys, dim), (parts, keys))
+    seen = chance < 0.3
+    seen[:, 0], seen[:, 1:4] = True, False  # key 0 is seen by all parts, key 2 by none,
+    seen[-1, 1], seen[:2, 3] = True, True  # key 1 by the last part, and key 3 by two
+    return scores, values, seen
 
 
-check_overlapping = Exercise(
-    "Check ``answer(scores, values, seen)``: the average (dim,) of the values (keys, dim) over all keys that are seen, "
-    "each counted once. scores is (keys,); seen is boolean (parts, keys): which part saw which key.",
-    overlapping,
-    _overlaps(),
-    """
-    weigh = lambda s: s.softmax(0) @ values; once = scores - seen.sum(0).log(); some = seen.any(0)
-    hidden = lambda fill: scores.masked_fill(~some, fill); spread = lambda w: F.normalize(w, p=1, dim=0, eps=0) @ values
-    parts = lambda s: torch.stack([weigh(s.masked_fill(~row, -torch.inf)) for row in seen])
-    weigh(scores + seen.sum(0).log())  # A key that N parts see counts N times: subtract log N from its score.
-    weigh(scores + 2 * seen.sum(0).log())  # log N has the wrong sign: subtract it from the score.
-    weigh(scores - seen.sum(0) + seen.sum(0).log())  # Subtract log N from the score, not N.
-    spread(scores.exp() * some)  # exp overflows, or gives 0 / 0: use softmax.
-    weigh(once)  # log 0 is −∞, so an unseen key gets the score +∞: hide it.
-    weigh(scores)  # A key that no part sees is counted too: its score must be −∞.
-    parts(once).sum(0)  # The parts are added up: merge them by log-sum-exp.
-    parts(scores).mean(0)  # The parts are averaged equally: merge them by log-sum-exp.
-    overlapping(scores, values, seen & (seen.sum(0) == 1))  # A key that several parts see is lost: count it once.
-    overlapping(scores, values, seen.all(0, keepdim=True))  # One part that sees a key is enough: seen.any(dim=0).
-    weigh(scores * some)  # An unseen key gets the score 0, and exp(0) is 1: use −∞.
-    weigh(hidden(-100.0))  # Real scores may be lower than this one: use −∞.
-    (scores.softmax(0) * some) @ values  # The weights left do not sum to one: hide before the softmax.
-    spread(scores.softmax(0) * some)  # This can be 0 / 0: hide the scores.
-    hidden(-torch.inf).softmax(0)  # These are the weights: average the values with them.
-    parts(scores)  # This is one average for each part: merge them, with each key counted once.
-    """,
-    "Right: the softmax over the set of keys, no matter how often each one is seen.",
-)
+SIZES = ((3, 5, 2), (2, 7, 3), (4, 6, 5), (3, 4, 4), (2, 4, 1), (2, 5, 3))
+OVERLAPS = [overlap(20 + i, *sizes) for i, sizes in enumerate(SIZES)]
+SCORES, VALUES, SEEN = OVERLAPS[-1]
+OVERLAPS += [(SCORES + 900, VALUES, SEEN), (SCORES.double() - 30000, VALUES.double(), SEEN)]
+OVERLAPS += [(SCORES + torch.tensor([0.0, 0.0, 400.0, 0.0, 0.0]), VALUES, SEEN)]  # the unseen key is the best
+OVERLAPS += [(torch.zeros(5), VALUES, SEEN), (SCORES, VALUES, torch.ones(1, 5, dtype=torch.bool))]
+OVERLAPPING_TABLE = """
+Right: the softmax over the set of keys, no matter how often each one is seen.
+weigh = lambda s: s.softmax(0) @ values; once = scores - seen.sum(0).log(); some = seen.any(0)
+hidden = lambda fill: scores.masked_fill(~some, fill); spread = lambda w: share(w) @ values
+parts = lambda s: torch.stack([weigh(s.masked_fill(~row, -torch.inf)) for row in seen])
+weigh(scores + seen.sum(0).log())  # A key that N parts see counts N times: subtract log N from its score.
+weigh(scores + 2 * seen.sum(0).log())  # log N has the wrong sign: subtract it from the score.
+weigh(scores - seen.sum(0) + seen.sum(0).log())  # Subtract log N from the score, not N.
+spread(scores.exp() * some)  # exp overflows, or gives 0 / 0: use softmax.
+weigh(once)  # log 0 is −∞, so an unseen key gets the score +∞: hide it.
+weigh(scores)  # A key that no part sees is counted too: its score must be −∞.
+parts(once).sum(0); parts(scores).mean(0)  # The parts are added or averaged equally: merge them by log-sum-exp.
+overlapping(scores, values, seen & (seen.sum(0) == 1))  # A key that several parts see is lost: count it once.
+overlapping(scores, values, seen.all(0, keepdim=True))  # One part that sees a key is enough: seen.any(dim=0).
+weigh(scores * some)  # An unseen key gets the score 0, and exp(0) is 1: use −∞.
+weigh(hidden(-100.0))  # Real scores may be lower than this one: use −∞.
+(scores.softmax(0) * some) @ values  # The weights left do not sum to one: hide before the softmax.
+spread(scores.softmax(0) * some)  # This can be 0 / 0: hide the scores.
+hidden(-torch.inf).softmax(0)  # These are the weights: average the values with them.
+parts(scores)  # This is one average for each part: merge them, with each key counted once.
+"""
+check_overlapping = Exercise(overlapping, OVERLAPS, OVERLAPPING_TABLE)
