@@ -93,14 +93,7 @@ def attention_weights(
     tensor([[0.2689, 0.7311]])
     """
     check_qkv(query, key, key, mask, is_causal, scale)
-    return _attention_weights(query, blank(key, mask), mask, is_causal, scale)
-
-
-def _attention_weights(
-    query: Tensor, key: Tensor, mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None
-) -> Tensor:
-    """``attention_weights`` without its checks."""
-    return _softmax(_scores(query, key, mask, is_causal, scale))[0].to(query.dtype)
+    return _softmax(_scores(query, blank(key, mask), mask, is_causal, scale))[0].to(query.dtype)
 
 
 def attention(

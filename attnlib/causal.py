@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 
 from attnlib._validate import check_counts, check_probability
-from attnlib.self_attention import SingleHead
+from attnlib.self_attention import SelfAttention_v2
 
 
-class CausalAttention(SingleHead):
+class CausalAttention(SelfAttention_v2):
     """Single-head self-attention in which no token sees a later one.
 
     Formula: ``dropout(softmax(Q Kᵀ / √d_out + M)) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it.
@@ -39,12 +39,10 @@ class CausalAttention(SingleHead):
     def __init__(
         self, d_in: int, d_out: int, context_length: int, dropout: float = 0.0, qkv_bias: bool = False
     ) -> None:
-        super().__init__()
-        check_counts(d_in=d_in, d_out=d_out, context_length=context_length)
+        super().__init__(d_in, d_out, qkv_bias)
+        check_counts(context_length=context_length)
         check_probability("dropout", dropout)
-        self.d_in, self.context_length = d_in, context_length
-        self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.context_length, self.dropout = context_length, nn.Dropout(dropout)
         self.register_load_state_dict_pre_hook(drop_mask_buffer)
 
 

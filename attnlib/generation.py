@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_bool, check_counts, check_device, check_divisible, check_input, check_probability
-from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
+from attnlib._validate import check_counts, check_device, check_divisible, check_input
+from attnlib.attend import _scores, _softmax, blank, hide_padding
 from attnlib.kv_cache import Angles, KVCache, check_window
 from attnlib.positions import check_rotary, cos_sin, turn
 
@@ -18,8 +18,9 @@ class GroupedQueryAttention(nn.Module):
 
     Formula: that of ``MultiHeadAttention``, but query head h uses the keys and values of head
     ``h // (num_heads / num_kv_heads)``; queries and keys are turned by ``rotate``; and with a window, a query sees the
-    keys of ``sliding_window_mask``. With as many key heads as heads, and ``rotary=False``, it equals
-    ``MultiHeadAttention``; one key head is multi-query attention.
+    keys of ``sliding_window_mask``. With as many key heads as heads, and ``base=None``, it equals
+    ``MultiHeadAttention``; one key head is multi-query attention. As in Llama and Mistral, there is no dropout, and
+    W_query, W_key and W_value have no bias.
 
     ``forward`` only reads the cache, ``append`` only writes it. Call ``append`` first, because a token sees itself.
     However the tokens are split into calls, the outputs are those of one call on all of them without a cache.
@@ -31,14 +32,13 @@ class GroupedQueryAttention(nn.Module):
         d_in, d_out, context_length, num_heads: as in ``MultiHeadAttention``. At most ``context_length`` tokens are in x
             or held in the cache; with a window, generation can go on for ever.
         num_kv_heads: number of heads of keys and values; it divides ``num_heads``.
-        rotary, base: turn queries and keys as ``rotate`` does, with layout "halves" (``convert_rotary_layout`` converts
-            weights for "pairs"). Without it, order is left to the causal mask.
+        base: turn queries and keys as ``rotate`` does, with layout "halves" (``convert_rotary_layout`` converts weights
+            for "pairs"). With None, nothing is turned, so order is left to the causal mask.
         window, sinks: as in ``sliding_window_mask``; default: a query sees all tokens before it.
-        dropout, qkv_bias: as in ``MultiHeadAttention``.
 
     Attributes:
-        W_query, W_key, W_value, out_proj, dropout: as in ``MultiHeadAttention``, created in this order; W_key and
-            W_value are ``nn.Linear(d_in, num_kv_heads · head_dim)``.
+        W_query, W_key, W_value, out_proj: as in ``MultiHeadAttention``, created in this order; W_key and W_value are
+            ``nn.Linear(d_in, num_kv_heads · head_dim)``.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, or one size does not divide by another.
@@ -63,12 +63,9 @@ class GroupedQueryAttention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         *,
-        rotary: bool = True,
-        base: float = 10000.0,
+        base: float | None = 10000.0,
         window: int | None = None,
         sinks: int = 0,
-        dropout: float = 0.0,
-        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
         check_counts(d_in=d_in, d_out=d_out, context_length=context_length)
@@ -76,18 +73,16 @@ class GroupedQueryAttention(nn.Module):
         check_divisible(d_out, num_heads)
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads must be divisible by num_kv_heads; got {num_heads=}, {num_kv_heads=}")
-        check_bool("rotary", rotary)
         head_dim = d_out // num_heads
-        check_rotary(head_dim if rotary else 0, base)
+        if base is not None:
+            check_rotary(head_dim, base)
         check_window(window, sinks)
-        check_probability("dropout", dropout)
         self.d_in, self.context_length, self.head_dim = d_in, context_length, head_dim
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.rotary, self.base, self.window, self.sinks = rotary, base, window, sinks
-        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
-        self.W_key, self.W_value = (nn.Linear(d_in, num_kv_heads * head_dim, bias=qkv_bias) for _ in range(2))
+        self.base, self.window, self.sinks = base, window, sinks
+        self.W_query = nn.Linear(d_in, d_out, bias=False)
+        self.W_key, self.W_value = (nn.Linear(d_in, num_kv_heads * head_dim, bias=False) for _ in range(2))
         self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(dropout)
 
     def new_cache(self) -> KVCache:
         """Make an empty cache with this layer's window. Each layer of a model needs its own."""
@@ -107,9 +102,7 @@ class GroupedQueryAttention(nn.Module):
             limit = f"context_length={self.context_length}"
             raise ValueError(f"cache must hold at most {limit} tokens; got {held} and {tokens} more")
         positions = cache._next_positions(tokens, real)
-        angles = self._next_angles(rows, positions, cache) if self.rotary else None
-        key = self._split(self.W_key(rows), self.num_kv_heads, angles)
-        value = self._split(self.W_value(rows), self.num_kv_heads)
+        key, value, angles = self._key_value(rows, positions, cache)
         if cache._sizes[1:] != (self.num_kv_heads, self.head_dim, self.head_dim):
             cache._check_fits(key, value)
         return cache._append(key, value, positions, angles)
@@ -145,7 +138,8 @@ class GroupedQueryAttention(nn.Module):
         key = key.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         places = torch.arange(key.shape[2], device=key.device)[None] if positions is None else positions
         first = key.shape[2] - query.shape[2]
-        weights = _attention_weights(query, key, self._visible(places[:, first:], places))
+        scores = _scores(query, key, self._visible(places[:, first:], places), False, None)
+        weights = _softmax(scores)[0].to(query.dtype)
         return weights if x.ndim == 3 else weights.squeeze(0)
 
     def _prepare(
@@ -153,14 +147,11 @@ class GroupedQueryAttention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         """Query, key and value, each (batch, its heads, its tokens, head_dim); the positions of the keys (batch,
         kv_tokens) and which tokens of x are real (batch, tokens), both None if there is no padding."""
-        without, cache = cache is None, KVCache() if cache is None else cache
-        rows, real = self._rows(x, cache, key_mask)
+        rows, real = self._rows(x, KVCache() if cache is None else cache, key_mask)
         tokens = rows.shape[1]
-        if without:
-            positions = cache._next_positions(tokens, real)
-            angles = self._angles(rows, positions) if self.rotary else None
-            key = self._split(self.W_key(rows), self.num_kv_heads, angles)
-            value = self._split(self.W_value(rows), self.num_kv_heads)
+        if cache is None:
+            positions = KVCache()._next_positions(tokens, real)
+            key, value, angles = self._key_value(rows, positions, KVCache())
         else:
             if real is not None:
                 raise ValueError("key_mask belongs to append, which tells the cache; do not give it to forward as well")
@@ -172,7 +163,7 @@ class GroupedQueryAttention(nn.Module):
                 positions = cache.positions
                 real = positions[:, len(cache) - tokens :] >= 0
                 rows = blank(rows, real[:, None])
-            if angles is None and self.rotary:
+            if angles is None and self.base is not None:  # someone called cache.append
                 angles = self._angles(rows, cache.positions[:, len(cache) - tokens :])
         query = self._split(self.W_query(rows), self.num_heads, angles)
         return query, key.to(query.dtype), value.to(query.dtype), positions, real
@@ -194,24 +185,31 @@ class GroupedQueryAttention(nn.Module):
             check_device("x", x, "the cache", cache._key.device)
         return x, key_mask
 
-    def _angles(self, rows: Tensor, positions: Tensor | None, first: int = 0, tokens: int = 0) -> Angles:
-        """For the keys of rows, at their positions, or if these are None, from ``first`` on."""
-        if positions is None:
-            positions = torch.arange(first, first + (tokens or rows.shape[1]), device=rows.device)[None]
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        cos, sin = cos_sin(positions.unsqueeze(1), self.head_dim, self.base)
-        return cos.to(dtype), sin.to(dtype)
+    def _key_value(
+        self, rows: Tensor, positions: Tensor | None, cache: KVCache
+    ) -> tuple[Tensor, Tensor, Angles | None]:
+        """Keys and values of the tokens after those of the cache, and the angles by which the keys are turned."""
+        angles = None if self.base is None else self._next_angles(rows, positions, cache)
+        key = self._split(self.W_key(rows), self.num_kv_heads, angles)
+        return key, self._split(self.W_value(rows), self.num_kv_heads), angles
 
     def _next_angles(self, rows: Tensor, positions: Tensor | None, cache: KVCache) -> Angles:
         """For the tokens after those of the cache; for a single one without padding, they are computed 64 at a time."""
-        if positions is not None or rows.shape[1] != 1:
-            return self._angles(rows, positions, cache._count)
-        wanted, count = (self.base, self.head_dim, rows.dtype), cache._count
-        made, first, angles = cache._ahead
-        if made != wanted or count - first >= len(angles):
-            first, angles = count, list(zip(*(part.split(1, 2) for part in self._angles(rows, None, count, 64))))
-            cache._ahead = wanted, first, angles
-        return angles[count - first]
+        tokens, count = rows.shape[1], cache._count
+        if positions is not None or tokens != 1:
+            later = torch.arange(count, count + tokens, device=rows.device)[None]
+            return self._angles(rows, later if positions is None else positions)
+        wanted = self.base, self.head_dim, rows.dtype, count // 64
+        if wanted not in cache._ahead:
+            positions = torch.arange(64, device=rows.device)[None] + count // 64 * 64
+            cache._ahead = {wanted: list(zip(*(part.split(1, 2) for part in self._angles(rows, positions))))}
+        return cache._ahead[wanted][count % 64]
+
+    def _angles(self, rows: Tensor, positions: Tensor) -> Angles:
+        """For rows at their positions, (batch or 1, tokens)."""
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        cos, sin = cos_sin(positions.unsqueeze(1), self.head_dim, self.base)  # type: ignore[arg-type]
+        return cos.to(dtype), sin.to(dtype)
 
     def _split(self, projected: Tensor, num_heads: int, angles: Angles | None = None) -> Tensor:
         """(batch, num_heads, tokens, head_dim), turned by the angles."""
@@ -255,13 +253,13 @@ class GroupedQueryAttention(nn.Module):
     ) -> Tensor:
         """(batch, tokens, d_out) of key heads that their group of query heads shares."""
         batch, num_heads, tokens, head_dim = query.shape
-        group, dropout_p = num_heads // self.num_kv_heads, active_dropout(self.dropout)
+        group = num_heads // self.num_kv_heads
         if tokens == 1:  # the group can take the place of the tokens; with one key, is_causal hides nothing
             query = query.reshape(batch, self.num_kv_heads, group, head_dim)
             attend = F.scaled_dot_product_attention if mask is None else fused_attention
-            return attend(query, key, value, mask, dropout_p=dropout_p).reshape(batch, 1, num_heads * head_dim)
+            return attend(query, key, value, mask).reshape(batch, 1, num_heads * head_dim)
         if group > 1:
             query, key, value = query.unflatten(1, (-1, group)), key.unsqueeze(2), value.unsqueeze(2)
             mask = None if mask is None else mask.unsqueeze(2)
-        heads = fused_attention(query, key, value, mask, is_causal, None, dropout_p)
+        heads = fused_attention(query, key, value, mask, is_causal)
         return heads.reshape(batch, num_heads, tokens, head_dim).transpose(1, 2).flatten(2)

@@ -45,7 +45,7 @@ class KVCache:
         self._count = self._newest = 0  # how many tokens came in all, and how many the last append brought
         self._padded: tuple[Tensor, Tensor] | None = None  # positions and lengths, once there is padding
         self._angles: Angles | None = None  # by which the queries of the newest tokens turn, as their keys did
-        self._ahead: tuple[object, int, list[Angles]] = None, 0, []  # (for what, first token, angles) of later tokens
+        self._ahead: dict[object, list[Angles]] = {}  # of later tokens, for the layer that computed them
 
     def __len__(self) -> int:
         """How many tokens are held in each row, padding included."""
@@ -147,15 +147,13 @@ class KVCache:
         return twin
 
     def _check_fits(self, key: Tensor, value: Tensor) -> None:
-        check_tensor("key", key)
-        other, device = ("the cache", self._key.device) if self._sizes else ("key", key.device)
-        sizes: dict[str, int] = {}
-        for name, new, held in (("key", key, self._key), ("value", value, self._value)):
-            if self._sizes:
-                sizes |= {"batch": held.shape[0], "num_kv_heads": held.shape[1], "size": held.shape[3]}
-            check_tensor(name, new, "batch num_kv_heads tokens size", sizes)
-            check_device(name, new, other, device)
-            sizes = dict(zip(("batch", "num_kv_heads", "tokens"), new.shape))
+        sizes = dict(zip(("batch", "num_kv_heads", "head_dim", "value_dim"), self._sizes))
+        check_tensor("key", key, "batch num_kv_heads tokens head_dim", sizes)
+        sizes.update(zip(("batch", "num_kv_heads", "tokens"), key.shape))
+        check_tensor("value", value, "batch num_kv_heads tokens value_dim", sizes)
+        if self._sizes:
+            check_device("key", key, "the cache", self._key.device)
+        check_device("value", value, "key", key.device)
 
     def _kept(self) -> int:
         """How many of the tokens held stay when others are appended."""

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_bool, check_counts, check_divisible, check_input, check_probability, check_tensor
-from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
-from attnlib.causal import CausalAttention, drop_mask_buffer
+from attnlib._validate import check_bool, check_counts, check_divisible, check_input, check_tensor
+from attnlib.attend import active_dropout, blank, hide_padding
+from attnlib.causal import CausalAttention
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -27,12 +27,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     check_tensor("x", x, "... tokens d_out")
     check_counts(num_heads=num_heads)
     check_divisible(x.shape[-1], num_heads)
-    return _split_heads(x, num_heads)
-
-
-def _split_heads(x: Tensor, num_heads: int) -> Tensor:
-    heads = x.view(*x.shape[:-1], num_heads, x.shape[-1] // num_heads)
-    return heads.transpose(-2, -3)  # (…, num_heads, tokens, head_dim)
+    return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
 
 
 def join_heads(x: Tensor) -> Tensor:
@@ -81,7 +76,7 @@ class MultiHeadAttentionWrapper(nn.Module):
         return torch.stack(weights, dim=-3)
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(CausalAttention):
     """Multi-head attention, causal by default, with one projection that is split into heads.
 
     Formula: ``out_proj(concat(A_1, …, A_n))`` with ``A_h = softmax(Q_h K_hᵀ / √head_dim + M) V_h``, where Q_h is the
@@ -118,16 +113,12 @@ class MultiHeadAttention(nn.Module):
         *,
         is_causal: bool = True,
     ) -> None:
-        super().__init__()
-        check_counts(d_in=d_in, d_out=d_out, context_length=context_length, num_heads=num_heads)
-        check_probability("dropout", dropout)
+        super().__init__(d_in, d_out, context_length, dropout, qkv_bias)
+        check_counts(num_heads=num_heads)
         check_bool("is_causal", is_causal)
         check_divisible(d_out, num_heads)
-        self.d_in, self.context_length, self.num_heads, self.is_causal = d_in, context_length, num_heads, is_causal
-        self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
+        self.num_heads, self.is_causal = num_heads, is_causal
         self.out_proj = nn.Linear(d_out, d_out)
-        self.dropout = nn.Dropout(dropout)
-        self.register_load_state_dict_pre_hook(drop_mask_buffer)
 
     @classmethod
     def from_torch(
@@ -201,7 +192,7 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: Tensor, name: str) -> Tensor:
         """The queries, keys or values of x, (…, num_heads, tokens, head_dim)."""
-        return _split_heads(getattr(self, f"W_{name}")(x), self.num_heads)
+        return super()._project(x, name).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
     def _checked(self, context: Tensor, x: Tensor) -> Tensor:
         axes = "batch context_tokens d_in" if x.ndim == 3 else "context_tokens d_in"
@@ -209,14 +200,6 @@ class MultiHeadAttention(nn.Module):
         if self.is_causal:
             raise ValueError("context needs is_causal=False: its tokens are neither before nor after those of x")
         return context
-
-    def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, num_heads, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
-        check_input(x, self.d_in, self.context_length)
-        x, mask = hide_padding(x, key_mask)
-        query, key = self._project(x, "query"), self._project(x, "key")
-        mask = None if mask is None else mask.unsqueeze(-3)
-        return blank(_attention_weights(query, key, mask, self.is_causal), mask)
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:

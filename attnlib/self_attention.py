@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
 from attnlib._validate import check_counts, check_input, check_tensor
-from attnlib.attend import _attention_weights, active_dropout, blank, hide_padding
+from attnlib.attend import _scores, _softmax, active_dropout, blank, hide_padding
 
 
 def context_vectors(x: Tensor) -> Tensor:
@@ -26,8 +26,8 @@ def context_vectors(x: Tensor) -> Tensor:
     return fused_attention(x, x, x, scale=1.0)
 
 
-class SingleHead(nn.Module):
-    """What the layers with one head share. Each makes its own projections, and some hide the future or drop weights."""
+class Layer(nn.Module):
+    """What the layers of this module, and those built on them, share. Some hide the future, or drop weights."""
 
     d_in: int
     context_length: int | None = None
@@ -50,14 +50,20 @@ class SingleHead(nn.Module):
         return blank(fused_attention(query, key, value, mask, self.is_causal, None, dropout_p), mask)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, tokens, tokens) before dropout; rows sum to one, or to zero for padding."""
+        """Weights (…, tokens, tokens), with several heads (…, num_heads, tokens, tokens), before dropout.
+
+        Rows sum to one, or to zero for padding.
+        """
         check_input(x, self.d_in, self.context_length)
         x, mask = hide_padding(x, key_mask)
         query, key = self._project(x, "query"), self._project(x, "key")
-        return blank(_attention_weights(query, key, mask, self.is_causal), mask)
+        if mask is not None and query.ndim > x.ndim:
+            mask = mask.unsqueeze(-3)  # for all heads
+        weights, _ = _softmax(_scores(query, key, mask, self.is_causal, None))
+        return blank(weights.to(query.dtype), mask)
 
 
-class SelfAttention_v1(SingleHead):
+class SelfAttention_v1(Layer):
     """Self-attention with its three weight matrices as bare parameters.
 
     Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = x W_query + bias_query``, and K and V likewise.
@@ -96,7 +102,7 @@ class SelfAttention_v1(SingleHead):
         Raises:
             TypeError: ``v2`` is not a ``SelfAttention_v2``.
         """
-        if not isinstance(v2, SelfAttention_v2):
+        if type(v2) is not SelfAttention_v2:  # CausalAttention is one of its subclasses
             raise TypeError(f"v2 must be a SelfAttention_v2; got {type(v2).__name__}")
         v1 = cls(v2.d_in, v2.W_query.out_features, qkv_bias=v2.W_query.bias is not None)
         for name in ("query", "key", "value"):
@@ -111,7 +117,7 @@ class SelfAttention_v1(SingleHead):
         return projected if bias is None else projected + bias
 
 
-class SelfAttention_v2(SingleHead):
+class SelfAttention_v2(Layer):
     """Self-attention with ``nn.Linear`` layers, which bring a better initialisation and a real bias.
 
     Formula, arguments and errors: as ``SelfAttention_v1``, with ``Q = W_query(x)``. A Linear stores its weight as

@@ -143,10 +143,14 @@ def test_errors_leave_the_cache_as_it_was():
     cache.append(*numbered(0, 2))
     key, value = numbered(2, 1)
     for bad_key, bad_value, message in (
-        (key[:1], value[:1], r"key must have shape \(batch=2, num_kv_heads=3, tokens, size=5\); got \(1, 3, 1, 5\)"),
+        (
+            key[:1],
+            value[:1],
+            r"key must have shape \(batch=2, num_kv_heads=3, tokens, head_dim=5\); got \(1, 3, 1, 5\)",
+        ),
         (key[:, :1], value[:, :1], r"key must have shape .*num_kv_heads=3.*; got \(2, 1, 1, 5\)"),
-        (value, value, r"key must have shape .*size=5.*; got \(2, 3, 1, 7\)"),
-        (key, key, r"value must have shape .*size=7.*; got \(2, 3, 1, 5\)"),
+        (value, value, r"key must have shape .*head_dim=5.*; got \(2, 3, 1, 7\)"),
+        (key, key, r"value must have shape .*value_dim=7.*; got \(2, 3, 1, 5\)"),
         (key, value[:, :, :0], r"value must have shape .*tokens=1.*; got \(2, 3, 0, 7\)"),
         (key.to("meta"), value, "key must be on the device of the cache, cpu; got meta"),
     ):

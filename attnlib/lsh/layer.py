@@ -8,7 +8,7 @@ from attnlib.attend import hide_padding
 from attnlib.lsh._sorted import Rule
 from attnlib.lsh.attention import attend_rounds
 from attnlib.lsh.hashing import random_rotations
-from attnlib.multi_head import _split_heads
+from attnlib.multi_head import split_heads
 
 
 class LSHSelfAttention(nn.Module):
@@ -86,7 +86,7 @@ class LSHSelfAttention(nn.Module):
         check_input(x, self.d_in)
         x = hide_padding(x, key_mask)[0]
         rows, mask = (t if t is None or x.ndim == 3 else t.unsqueeze(0) for t in (x, key_mask))
-        query_key, value = (_split_heads(linear(rows), self.num_heads) for linear in (self.W_query_key, self.W_value))
+        query_key, value = (split_heads(linear(rows), self.num_heads) for linear in (self.W_query_key, self.W_value))
         rule = Rule(self.chunk_size, 2 * self.rotations.shape[-1], self.is_causal, True, False, scale=1.0)
         heads = attend_rounds(query_key, value, self.rotations, mask, rule)  # (batch, num_heads, tokens, head_dim)
         output = self.out_proj(heads.transpose(1, 2).flatten(2))
