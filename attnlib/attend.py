@@ -45,8 +45,8 @@ def attend(
     differs between queries, must be finite, because a weight of 0 times NaN is NaN.
 
     Args:
-        query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
-        key, value: (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim).
+        query, key, value: (…, q_tokens, head_dim), (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim). Leading axes
+            broadcast.
         mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend.
         is_causal: also hide the keys after each query (upper-left alignment, as in PyTorch).
         scale: factor on the scores; default: ``1/√head_dim``.
@@ -56,8 +56,7 @@ def attend(
         ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, dtypes or devices differ, a shape does not fit, or
-            ``dropout_p`` is outside 0 … 1.
+        TypeError, ValueError: an argument is of the wrong kind or does not fit; dtypes, shapes and devices included.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 
@@ -84,10 +83,8 @@ def attention_weights(
 ) -> Tensor:
     """Compute only the softmax weights: how much of each key's value goes into each query's average.
 
-    Formula: ``weights_ij = exp(scores_ij) / Σ_j exp(scores_ij)``; arguments and errors as in ``attend``.
-
-    Returns:
-        (…, q_tokens, kv_tokens) in the dtype of ``query``; rows sum to one, or to zero where a query sees no key.
+    Formula: ``weights_ij = exp(scores_ij) / Σ_j exp(scores_ij)``, (…, q_tokens, kv_tokens) in the dtype of ``query``.
+    Rows sum to one, or to zero where a query sees no key. Arguments and errors are as in ``attend``.
 
     >>> attention_weights(torch.tensor([[0.0, 2**0.5]]), torch.eye(2))
     tensor([[0.2689, 0.7311]])
@@ -108,7 +105,7 @@ def attention(
 ) -> Tensor:
     """Compute only the output of ``attend``, with PyTorch's fused kernel, which never stores the weights.
 
-    Formula, arguments, errors and what hidden keys may hold: as in ``attend``.
+    Formula, arguments, shapes, errors and what hidden keys may hold are as in ``attend``.
 
     Without dropout, memory is linear in the tokens for any leading axes and sizes, with ``is_causal``, a mask
     (…, 1, kv_tokens) or both. With both, a hidden key gets a large negative score instead of −∞: it stays hidden as
@@ -118,9 +115,6 @@ def attention(
 
     The fused kernel can be differentiated once. For second derivatives, such as a gradient penalty, call this (or a
     layer) under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``, or use ``attend``.
-
-    Returns:
-        (…, q_tokens, value_dim); zeros for a query that may see no key.
 
     Source: Dao et al. 2022 (FlashAttention), through ``F.scaled_dot_product_attention``.
 
@@ -160,14 +154,9 @@ def merge(parts: Sequence[Attended]) -> Attended:
     Formula: ``logsumexp = log Σ_p exp(logsumexp_p)``, ``output = Σ_p exp(logsumexp_p − logsumexp) · output_p``.
     The weight of a part undoes the part's own division and divides once by the total.
 
-    Args:
-        parts: what ``attend`` returned for each set of keys, all with the same queries; shapes broadcast.
-
-    Returns:
-        What ``attend`` returns for the union of the keys, in the dtype of the parts' outputs.
-
-    Raises:
-        TypeError, ValueError: ``parts`` is empty, one is not an ``Attended``, or they do not fit together.
+    ``parts`` is what ``attend`` returned for each set of keys, all with the same queries; shapes broadcast. The result
+    is what ``attend`` returns for the union of the keys. TypeError, ValueError: ``parts`` is empty, one is not an
+    ``Attended``, or they do not fit together.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Milakov and Gimelshein 2018, "Online normalizer calculation
     for softmax".

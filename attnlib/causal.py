@@ -15,7 +15,7 @@ class CausalAttention(SelfAttention_v2):
 
     Args:
         d_in, d_out, qkv_bias: as in ``SelfAttention_v2``.
-        context_length: the largest number of tokens in x.
+        context_length: the largest number of tokens in x; with more, ``forward`` raises a ValueError.
         dropout: share of the weights dropped while training, 0 … 1; the others grow by 1/(1 − dropout).
 
     Attributes:
@@ -24,8 +24,7 @@ class CausalAttention(SelfAttention_v2):
         dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
 
     Raises:
-        TypeError, ValueError: as ``SelfAttention_v2``, or ``context_length`` is not a positive int, or dropout not a
-            probability; in ``forward``, if x has more than ``context_length`` tokens.
+        TypeError, ValueError: an argument is of the wrong kind or value.
 
     Source: Vaswani et al. 2017, section 3.2.3.
 

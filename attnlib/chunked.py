@@ -23,15 +23,13 @@ def chunked_attend(
     Formula: ``merge_b(attend(query, key_b, value_b))`` over blocks b of the keys, each merged as soon as it is computed
     (online softmax). The backward pass recomputes the weights of each block, so it stores no scores either.
 
+    Other arguments, result and errors are as in ``attend``. ``torch.vmap`` works.
+
     Args:
-        query, key, value, mask, is_causal, scale: as in ``attend``. Blocks in the future cost nothing.
+        is_causal: as in ``attend``. Blocks in the future cost nothing.
         block_size: for each leading index, at most this many queries times this many keys have scores at one time.
 
-    Returns:
-        ``Attended(output, logsumexp)`` as from ``attend``. Both can be differentiated once, and ``torch.vmap`` works.
-
     Raises:
-        TypeError, ValueError: as ``attend``, or ``block_size`` is not a positive int.
         NotImplementedError: its gradient is differentiated again; use ``attend`` for that.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Rabe and Staats 2021, "Self-attention does not need O(n²)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from attnlib._fused import fused_attention
 from attnlib._validate import check_counts, check_device, check_divisible, check_input
 from attnlib.attend import _scores, _softmax, blank, hide_padding
-from attnlib.kv_cache import Angles, KVCache, check_window
+from attnlib.kv_cache import Angles, KVCache
 from attnlib.positions import check_rotary, cos_sin, turn
 
 QUERY_BLOCK = 128  # queries that share a mask, at least
@@ -41,7 +41,7 @@ class GroupedQueryAttention(nn.Module):
             ``nn.Linear(d_in, num_kv_heads · head_dim)``.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind, or one size does not divide by another.
+        TypeError, ValueError: an argument is of the wrong kind or does not fit.
 
     Source: Shazeer 2019 (Fast Transformer Decoding); Ainslie et al. 2023 (GQA), section 2.2.
 
@@ -76,10 +76,10 @@ class GroupedQueryAttention(nn.Module):
         head_dim = d_out // num_heads
         if base is not None:
             check_rotary(head_dim, base)
-        check_window(window, sinks)
         self.d_in, self.context_length, self.head_dim = d_in, context_length, head_dim
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.base, self.window, self.sinks = base, window, sinks
+        self.new_cache()  # raises an error if window and sinks do not fit together
         self.W_query = nn.Linear(d_in, d_out, bias=False)
         self.W_key, self.W_value = (nn.Linear(d_in, num_kv_heads * head_dim, bias=False) for _ in range(2))
         self.out_proj = nn.Linear(d_out, d_out)
@@ -123,8 +123,7 @@ class GroupedQueryAttention(nn.Module):
             (batch, tokens, d_out), or (tokens, d_out). For padding, it is what ``out_proj`` makes of zeros.
 
         Raises:
-            TypeError, ValueError: an argument is of the wrong kind or shape, x or the cache has too many tokens, or the
-                newest tokens of the cache cannot be those of x.
+            TypeError, ValueError: an argument is of the wrong kind, does not fit, or has too many tokens.
         """
         query, key, value, positions, real = self._prepare(x, cache, key_mask)
         joined = self._contexts(query, key, value, positions, real)  # (batch, tokens, d_out)

@@ -20,11 +20,8 @@ class KVCache:
     What is stored has no gradient.
 
     Args:
-        window: how many tokens a query sees, itself included; default: all.
-        sinks: how many of the first tokens stay although they are outside the window.
-
-    Raises:
-        TypeError, ValueError: ``window`` is not an int ≥ 1 or None, or ``sinks`` not one ≥ 0; or sinks have no window.
+        window: how many tokens a query sees, itself included, at least 1; default: all.
+        sinks: how many of the first tokens stay although they are outside the window, which they need.
 
     Source: Pope et al. 2022 (Efficiently Scaling Transformer Inference), section 2; sinks: Xiao et al. 2023
     (StreamingLLM), section 3.2.
@@ -37,7 +34,11 @@ class KVCache:
     """
 
     def __init__(self, *, window: int | None = None, sinks: int = 0) -> None:
-        check_window(window, sinks)
+        if window is not None:
+            check_counts(window=window)
+        check_counts(at_least=0, sinks=sinks)
+        if sinks and window is None:
+            raise ValueError(f"sinks need a window, because without one every token stays visible; got sinks={sinks}")
         self.window, self.sinks = window, sinks
         self._key = self._value = torch.zeros(0, 0, 0, 0)  # (batch, heads, room, size); columns are in use
         self._first = self._last = 0  # from this one on, and before that one
@@ -91,8 +92,7 @@ class KVCache:
                 append decides the sizes, the device and the dtype, to which later ones are converted.
             key_mask: boolean (batch, tokens), True = real; default: all are real. Padding is stored as zeros.
 
-        Raises:
-            TypeError, ValueError: an argument is of the wrong kind, or does not fit; the cache is then as it was.
+        TypeError, ValueError: an argument is of the wrong kind, or does not fit; the cache is then as it was.
         """
         self._check_fits(key, value)
         if key_mask is not None:
@@ -131,8 +131,7 @@ class KVCache:
     def select_rows(self, rows: Tensor) -> "KVCache":
         """A cache of these rows, int64 (new batch,): reordered or repeated for a beam search, or copied.
 
-        Raises:
-            TypeError, ValueError, IndexError: ``rows`` is not a 1-D int64 tensor, or there is no such row.
+        TypeError, ValueError, IndexError: ``rows`` is not a 1-D int64 tensor, or there is no such row.
         """
         if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
             raise TypeError(f"rows must be an int64 tensor; got {getattr(rows, 'dtype', type(rows).__name__)}")
@@ -168,8 +167,8 @@ class KVCache:
             parts = [used[:, :, : self.sinks].clone() for used in (self.key, self.value) if self.sinks]
         else:
             positions, lengths = self._padded
-            needed = (positions < self.sinks) | (positions > lengths[:, None] - self.window)
-            needed &= positions >= 0
+            recent = positions > lengths[:, None] - self.window
+            needed = (positions >= 0) & (recent | (positions < self.sinks))
             order = needed.int().argsort(dim=1, stable=True)[:, dropped:]  # (batch, kept): those needed come last
             self._padded = positions.masked_fill(~needed, -1).gather(1, order), lengths
             order = order[:, None, :, None].expand(-1, self._sizes[1], -1, -1)
@@ -177,12 +176,3 @@ class KVCache:
         for room, part in zip((self._key, self._value), parts):
             room.narrow(2, self._first + dropped, part.shape[2]).copy_(part)
         self._first += dropped
-
-
-def check_window(window: object, sinks: object) -> None:
-    """A window of at least 1 or None, and sinks only with a window."""
-    if window is not None:
-        check_counts(window=window)
-    check_counts(at_least=0, sinks=sinks)
-    if sinks and window is None:
-        raise ValueError(f"sinks need a window, because without one every token stays visible; got sinks={sinks}")

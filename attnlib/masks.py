@@ -1,5 +1,7 @@
 """Which tokens may see which: boolean masks, True where a query may attend."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -16,10 +18,8 @@ def causal_mask(
     Formula: ``mask[i, j] = (j <= i + shift)``. With ``align="upper_left"``, as with ``is_causal=True`` of
     ``F.scaled_dot_product_attention``, the shift is 0: the first query is the first token. With "lower_right", it is
     ``kv_tokens - q_tokens``: the last query is the last token, as it is when older keys come from a cache. By default,
-    there are as many keys as queries.
-
-    Raises:
-        TypeError, ValueError: a number of tokens is not an int, or is negative; or ``align`` is neither of the two.
+    there are as many keys as queries. TypeError, ValueError: a number is not an int, or is negative; ``align`` is
+    neither of the two.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3.
 
@@ -46,11 +46,8 @@ def sliding_window_mask(q_tokens: int, kv_tokens: int, window: int, *, sinks: in
     queries are the last tokens, as with ``causal_mask(..., align="lower_right")``. Combine masks with ``&``.
 
     Args:
-        window: how many tokens a query sees, itself included, as in Mistral.
-        sinks: how many of the first tokens every later query sees as well.
-
-    Raises:
-        TypeError, ValueError: a number is not an int, is negative, or the window is 0.
+        window: how many tokens a query sees, itself included, as in Mistral; at least 1.
+        sinks: how many of the first tokens every later query sees as well. Errors as in ``causal_mask``.
 
     Source: Beltagy et al. 2020 (Longformer), section 3.1; sinks: Xiao et al. 2023 (StreamingLLM), section 3.2.
 
@@ -72,13 +69,10 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
     Formula: ``mask[b, j] = (j < lengths[b])``, a boolean (batch, num_tokens). Layers take it as ``key_mask``. As a
     ``mask`` for ``attention`` it needs axes for heads and queries: ``padding_mask(lengths, n)[:, None, None, :]``.
 
-    Args:
-        lengths: integer tensor (batch,), the number of real tokens of each sequence; the mask is on its device.
-        num_tokens: the padded length.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind or shape, or a length is outside 0 … num_tokens. The
-            values of ``lengths`` are not checked under ``torch.compile``, ``torch.export`` or ``vmap``, or on meta.
+    ``lengths`` is an integer tensor (batch,), the number of real tokens of each sequence, on the device where the mask
+    is wanted; ``num_tokens`` is the padded length. TypeError, ValueError: an argument is of the wrong kind or shape, or
+    a length is outside 0 … num_tokens, which is not checked under ``torch.compile``, ``torch.export`` or ``vmap``, or
+    on meta.
 
     >>> padding_mask(torch.tensor([2, 0, 3]), 3)
     tensor([[ True,  True, False],
@@ -91,11 +85,9 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
         raise TypeError(f"lengths must be an integer tensor; got {getattr(kind, '__name__', kind)}")
     if lengths.ndim != 1:
         raise ValueError(f"lengths must have shape (batch,); got {tuple(lengths.shape)}")
-    lengths = lengths.long()  # torch cannot take the minimum of every unsigned dtype
-    try:  # there are values to read, or torch raises its own error
-        wrong = not torch.compiler.is_compiling() and bool(((lengths < 0) | (lengths > num_tokens)).any())
-    except RuntimeError:
-        wrong = False
-    if wrong:
-        raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
+    lengths = lengths.long()  # torch cannot compare every unsigned dtype
+    if not torch.compiler.is_compiling():
+        with suppress(RuntimeError):  # raised by torch where there are no values to read
+            if ((lengths < 0) | (lengths > num_tokens)).any():
+                raise ValueError(f"lengths must lie between 0 and num_tokens={num_tokens}; got {lengths.tolist()}")
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]  # (batch, num_tokens)

@@ -16,10 +16,8 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
     Formula: ``out[…, h, t, c] = x[…, t, h · head_dim + c]`` with ``head_dim = d_out / num_heads``.
 
-    Takes (…, tokens, d_out) and returns (…, num_heads, tokens, head_dim), a view of x where x is contiguous.
-
-    Raises:
-        TypeError, ValueError: ``x`` is not a floating-point tensor, has fewer than two axes, or cannot be split evenly.
+    Takes (…, tokens, d_out) and returns (…, num_heads, tokens, head_dim), a view of x where x is contiguous. TypeError,
+    ValueError: x is not a floating-point tensor, has fewer than two axes, or cannot be split evenly.
 
     >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
     torch.Size([2, 3, 5, 4])
@@ -33,10 +31,8 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def join_heads(x: Tensor) -> Tensor:
     """Put the heads back side by side: the inverse of ``split_heads``.
 
-    Takes (…, num_heads, tokens, head_dim) and returns (…, tokens, num_heads · head_dim).
-
-    Raises:
-        TypeError, ValueError: ``x`` is not a floating-point tensor, or has fewer than three axes.
+    Takes (…, num_heads, tokens, head_dim) and returns (…, tokens, num_heads · head_dim). TypeError, ValueError: x is
+    not a floating-point tensor, or has fewer than three axes.
 
     >>> x = torch.rand(2, 5, 12)
     >>> torch.equal(join_heads(split_heads(x, 3)), x)
@@ -83,15 +79,14 @@ class MultiHeadAttention(CausalAttention):
     h-th slice of ``head_dim = d_out / num_heads`` columns of ``W_query(x)``, and M hides the future.
 
     Args:
-        d_in, context_length, dropout: as in ``CausalAttention``.
+        d_in, context_length, dropout, qkv_bias: as in ``CausalAttention``.
         d_out: size of a context vector, over all heads together; divisible by ``num_heads``.
         num_heads: number of heads.
-        qkv_bias: whether W_query, W_key and W_value have a bias; ``out_proj`` always has one.
         is_causal: hide later tokens; False gives full attention.
 
     Attributes:
         W_query, W_key, W_value, dropout: as in ``CausalAttention``.
-        out_proj: ``nn.Linear(d_out, d_out)``, created last.
+        out_proj: ``nn.Linear(d_out, d_out)``, created last; it always has a bias.
 
     Raises:
         TypeError, ValueError: as ``CausalAttention``, or d_out is not divisible by ``num_heads``.
@@ -128,12 +123,9 @@ class MultiHeadAttention(CausalAttention):
 
         To get the same numbers from the original, call it with ``need_weights=False``, and for a causal copy also with
         ``is_causal=True`` and an ``attn_mask`` that is True above the diagonal (there True means hide). Ours always
-        takes the batch first, and what is frozen in the original is frozen in the copy. As in the original, there is
-        no limit to the number of tokens unless you give a ``context_length``.
-
-        Raises:
-            TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or not plain self-attention: its
-                ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` must be at their defaults.
+        takes the batch first, what is frozen in the original is frozen in the copy, and without a ``context_length``
+        the number of tokens has no limit. TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or
+        its ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` are not at their defaults.
         """
         if not isinstance(attention, nn.MultiheadAttention):
             raise TypeError(f"attention must be an nn.MultiheadAttention; got {type(attention).__name__}")
@@ -152,10 +144,8 @@ class MultiHeadAttention(CausalAttention):
     def to_torch(self) -> nn.MultiheadAttention:
         """Make an ``nn.MultiheadAttention(batch_first=True)`` with copies of these weights: undoes ``from_torch``.
 
-        Its three projections are one parameter, which is frozen if all three of ours are.
-
-        Raises:
-            ValueError: d_in differs from d_out, which ``nn.MultiheadAttention`` does not support for self-attention.
+        Its three projections are one parameter, which is frozen if all three of ours are. ValueError: d_in differs
+        from d_out, which ``nn.MultiheadAttention`` does not support for self-attention.
         """
         d_out, d_in = self.W_query.weight.shape
         if d_in != d_out:
@@ -182,7 +172,12 @@ class MultiHeadAttention(CausalAttention):
         context vectors of padding in x are what ``out_proj`` makes of zeros.
         """
         check_input(x, self.d_in, self.context_length)
-        source, mask = hide_padding(x if context is None else self._checked(context, x), key_mask)
+        if context is not None:
+            axes = "batch context_tokens d_in" if x.ndim == 3 else "context_tokens d_in"
+            check_tensor("context", context, axes, {"batch": len(x), "d_in": self.d_in})
+            if self.is_causal:
+                raise ValueError("context needs is_causal=False: its tokens are neither before nor after those of x")
+        source, mask = hide_padding(x if context is None else context, key_mask)
         query = self._project(source if context is None else x, "query")
         key, value = self._project(source, "key"), self._project(source, "value")
         visible = None if mask is None else mask.unsqueeze(-3)  # (…, 1, 1, tokens)
@@ -193,13 +188,6 @@ class MultiHeadAttention(CausalAttention):
     def _project(self, x: Tensor, name: str) -> Tensor:
         """The queries, keys or values of x, (…, num_heads, tokens, head_dim)."""
         return super()._project(x, name).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-
-    def _checked(self, context: Tensor, x: Tensor) -> Tensor:
-        axes = "batch context_tokens d_in" if x.ndim == 3 else "context_tokens d_in"
-        check_tensor("context", context, axes, {"batch": len(x), "d_in": self.d_in})
-        if self.is_causal:
-            raise ValueError("context needs is_causal=False: its tokens are neither before nor after those of x")
-        return context
 
 
 def _copy(sources: list[Tensor], targets: list[Tensor]) -> None:

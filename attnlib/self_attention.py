@@ -11,10 +11,8 @@ from attnlib.attend import _scores, _softmax, active_dropout, blank, hide_paddin
 def context_vectors(x: Tensor) -> Tensor:
     """Average the tokens by how alike they are, with no trained weights and no scale.
 
-    Formula: ``softmax(x xᵀ) x``, a softmax over each row; x and the result are (…, tokens, d_in).
-
-    Raises:
-        TypeError, ValueError: ``x`` is not a floating-point tensor, or has fewer than two axes.
+    Formula: ``softmax(x xᵀ) x``, a softmax over each row; x and the result are (…, tokens, d_in). TypeError,
+    ValueError: x is not a floating-point tensor, or has fewer than two axes.
 
     Source: Raschka 2024, "Build a Large Language Model (From Scratch)", section 3.3.
 
@@ -50,7 +48,7 @@ class Layer(nn.Module):
         return blank(fused_attention(query, key, value, mask, self.is_causal, None, dropout_p), mask)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights (…, tokens, tokens), with several heads (…, num_heads, tokens, tokens), before dropout.
+        """Weights before dropout, (…, tokens, tokens), or (…, num_heads, tokens, tokens) of several heads.
 
         Rows sum to one, or to zero for padding.
         """
@@ -69,8 +67,7 @@ class SelfAttention_v1(Layer):
     Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = x W_query + bias_query``, and K and V likewise.
 
     Args:
-        d_in: size of a token's vector.
-        d_out: size of a query, a key, a value and a context vector.
+        d_in, d_out: size of a token's vector; and of a query, a key, a value and a context vector.
         qkv_bias: add a trained vector (d_out,) after each product; it starts at zero.
 
     Attributes:
@@ -78,8 +75,8 @@ class SelfAttention_v1(Layer):
         bias_query, bias_key, bias_value: (d_out,), or None without ``qkv_bias``.
 
     Raises:
-        TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive int; in ``forward``, ``x`` or ``key_mask`` has
-            the wrong shape. The dtype and device of x are checked by the layer's own products.
+        TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive int; in ``forward``, x or ``key_mask`` does not
+            fit. The dtype and device of x are checked by the layer's own products.
 
     Source: Vaswani et al. 2017, section 3.2.1.
 
@@ -99,8 +96,7 @@ class SelfAttention_v1(Layer):
     def from_v2(cls, v2: "SelfAttention_v2") -> "SelfAttention_v1":
         """Make a v1 with copies of the weights of ``v2``, transposed, and of its biases; what is frozen stays frozen.
 
-        Raises:
-            TypeError: ``v2`` is not a ``SelfAttention_v2``.
+        TypeError: ``v2`` is not a ``SelfAttention_v2``.
         """
         if type(v2) is not SelfAttention_v2:  # CausalAttention is one of its subclasses
             raise TypeError(f"v2 must be a SelfAttention_v2; got {type(v2).__name__}")
@@ -120,11 +116,8 @@ class SelfAttention_v1(Layer):
 class SelfAttention_v2(Layer):
     """Self-attention with ``nn.Linear`` layers, which bring a better initialisation and a real bias.
 
-    Formula, arguments and errors: as ``SelfAttention_v1``, with ``Q = W_query(x)``. A Linear stores its weight as
-    (d_out, d_in), the transpose of v1's.
-
-    Attributes:
-        W_query, W_key, W_value: ``nn.Linear(d_in, d_out)``, created in this order.
+    Formula, arguments and errors: as ``SelfAttention_v1``, with ``Q = W_query(x)``. W_query, W_key and W_value are
+    ``nn.Linear(d_in, d_out)``, created in this order. A Linear stores (d_out, d_in), the transpose of v1's weight.
 
     >>> SelfAttention_v2(d_in=3, d_out=2)(torch.rand(5, 6, 3)).shape
     torch.Size([5, 6, 2])
