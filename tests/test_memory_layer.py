@@ -547,8 +547,8 @@ def test_torch_compile_at_any_fill():
     layer = layer_of(dtype=torch.float32)
     compiled = torch.compile(layer, backend="aot_eager")
     memory, other = layer.new_memory(11, batch_size=BATCH), layer.new_memory(11, batch_size=BATCH)
-    for step, size in enumerate((1, 4, 1, 7, 7)):
-        piece = tokens_of(size, seed=step, dtype=torch.float32)
+    for step in range(6):
+        piece = tokens_of(3, seed=step, dtype=torch.float32)
         outputs = read_and_store(compiled, piece, memory), read_and_store(layer, piece, other)
         torch.testing.assert_close(*outputs)
         gradients = [torch.autograd.grad(output.sum(), layer.W_query.weight)[0] for output in outputs]
