@@ -25,12 +25,11 @@ MOST = 2**22  # upper limit of the codes
 
 
 class Heads(NamedTuple):
-    """What LSH attention works on, with batch and heads as one axis; a real token is one that is not padding."""
+    """What LSH attention works on, with batch and heads as one axis. Padding is zeros, in a bucket after all others."""
 
     query_key: Tensor  # (heads, tokens, head_dim)
     value: Tensor  # (heads, tokens, value_dim)
     hashed: Tensor  # integers (heads, 2, num_hashes, tokens): each token's bucket; the token at each place when sorted
-    real: Tensor | None  # boolean (heads, tokens)
 
 
 class Rule(NamedTuple):
@@ -48,11 +47,8 @@ class Rule(NamedTuple):
         return [self.chunk_size, self.num_buckets, *map(int, self[2:5])], self.scale
 
     def codes(self, slot: Tensor, buckets: Tensor, span: int) -> tuple[Tensor, Tensor]:
-        """Two codes of each token, (heads, num_hashes, tokens).
-
-        The first decides who is visible within a round's own windows. The second decides for any pair of tokens of one
-        head, so it can tell whether an earlier round has shown the pair.
-        """
+        """Two codes of each token, (heads, num_hashes, tokens): one says who is visible within a round's own windows,
+        the other whether an earlier round has shown a pair, for any two tokens of a head."""
         head = torch.arange(len(slot), device=slot.device)[:, None, None]
         if self.is_causal and not self.across_buckets:
             code = slot + buckets * self.chunk_size + head * span
@@ -67,15 +63,15 @@ class Rule(NamedTuple):
 
     def middles(self) -> tuple[float, float]:
         """The middle of the visible range of differences, for the first codes and for the second."""
-        places = (self.chunk_size + 1) / 2  # 1 … chunk_size places back
-        chunks = 0.5  # 0 or 1 chunks back
-        return (places, places) if self.is_causal and not self.across_buckets else (float(self.is_causal), chunks)
+        if self.is_causal and not self.across_buckets:
+            return (self.chunk_size + 1) / 2, (self.chunk_size + 1) / 2  # 1 … chunk_size places back
+        return float(self.is_causal), 0.5  # 0 or 1 chunks back
 
     def penalty(self, own: Tensor, earlier: Iterator[Tensor]) -> Tensor:
         """Turn gaps into penalties, in place: 0 for a visible pair, and at least HUGE/4 for a hidden one.
 
-        A gap is the key's code − the query's code + the middle of the visible range, times HUGE: ``own`` by the first
-        codes of this round, and ``earlier`` by the second codes of the rounds before.
+        A gap is the key's code − the query's + the middle of the visible range, times HUGE: ``own`` by the first codes
+        of this round, and ``earlier`` by the second codes of the rounds before.
         """
         reach = HUGE / 4
         if self.is_causal and not self.across_buckets:
@@ -137,8 +133,8 @@ class Group:
     """Some heads, loaded: their unit keys and values are in the table, in the order of the tokens."""
 
     def __init__(self, layout: Layout, which: slice) -> None:
-        heads = Heads._make(None if t is None else t[which] for t in layout.inputs)
-        self.layout, self.heads, self.real = layout, which, heads.real  # real becomes (count · tokens, 1)
+        heads = Heads._make(t[which] for t in layout.inputs)
+        self.layout, self.heads = layout, which
         count, tokens, rule = len(heads.value), layout.tokens, layout.rule
         query = heads.query_key.to(layout.dtype)
         norm = torch.linalg.vector_norm(query, dim=-1, keepdim=True)  # (count, tokens, 1)
@@ -147,11 +143,6 @@ class Group:
         table = self.table.view(count, tokens, -1)
         torch.mul(query, inverse, out=table[..., : layout.head_dim])
         table[..., layout.head_dim :] = heads.value
-        if heads.real is not None:
-            hidden = ~heads.real[..., None]
-            table.masked_fill_(hidden, 0.0)
-            norm, inverse = norm.masked_fill(hidden, 0.0), inverse.masked_fill(hidden, 0.0)
-            self.real = heads.real.flatten()[:, None]
         # (1 + count · tokens,): factors that turn the table's unit keys into queries, scale and log2 e included
         self.norm = F.pad((norm * (rule.scale * LOG2_E)).flatten(), (1, 0))
         self.inverse_norm = inverse.flatten()[:, None]  # (count · tokens, 1)
@@ -162,8 +153,7 @@ class Group:
         far = 2.0 * (layout.group + 1) * layout.span  # the code of padding and of empty places
 
         def padded(code: Tensor) -> Tensor:
-            code = code.to(layout.dtype)
-            code = code if heads.real is None else code.masked_fill(~heads.real[:, None], far)
+            code = code.to(layout.dtype).masked_fill(buckets == rule.num_buckets, far)
             return F.pad(code.transpose(0, 1).flatten(1), (1, 0), value=far) * HUGE
 
         # (num_hashes, 1 + count · tokens): the two codes of ``Rule.codes``, times HUGE

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attnlib._validate import check_bool, check_counts, check_key_mask, check_options, check_same, check_tensor
+from attnlib.attend import blank
 from attnlib.lsh._sorted import HUGE, LOG2_E, Group, Heads, Layout, Round, Rule
 from attnlib.lsh.hashing import check_rotations, find_buckets
 
@@ -38,9 +39,8 @@ def lsh_attention(
 
     With ``is_causal``, token i sees the tokens of its bucket that come at most ``chunk_size`` places before it in the
     sorted order. As long as the number of buckets does not depend on the length, **a forward pass on a prefix then
-    equals the forward pass on the whole.** With ``is_causal`` and ``across_buckets``, the chunks decide and later
-    positions are hidden. No value leaks back, but a later token shifts the borders of the chunks, so a prefix does not
-    give the same outputs as the whole.
+    equals the forward pass on the whole.** With ``across_buckets`` as well, later positions in its two chunks are
+    hidden: no value leaks back, but a later token shifts the borders of the chunks, so a prefix gives other outputs.
 
     Args:
         query_key: (batch, heads, tokens, head_dim). The key of a zero vector is zero.
@@ -51,20 +51,18 @@ def lsh_attention(
         key_mask: boolean (batch, tokens), True = real token. Padding may be anywhere and hold anything, even NaN: no
             token sees it, and its output and its gradient are zero.
         count_once: count a key once even if several rounds show it, so the output approaches full attention as the
-            number of rounds grows. If False, it counts once per round that shows it, as in most implementations, and
-            the limit is different. (The paper subtracts log N_ij from the scores, where N_ij counts the rounds in which
-            i sees j; here, only the first of them shows the pair, which gives the same output.)
+            number of rounds grows (the paper subtracts log N_ij from the scores, which gives the same output). If
+            False, it counts once per round that shows it, as in most implementations, and the limit is different.
         across_buckets: ignore the buckets after sorting, so that the chunks alone decide.
         scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. The paper's is ``head_dim ** -0.5``.
 
-    Returns:
-        (batch, heads, tokens, value_dim) in the dtype of ``value``, differentiable once. ``torch.vmap`` works.
+    Returns (batch, heads, tokens, value_dim) in the dtype of ``value``, differentiable once. ``torch.vmap`` works.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong kind, dtypes or devices differ, or a shape does not fit.
         NotImplementedError: its gradient is differentiated again; ``attend`` can do that with a mask.
 
-    Source: Kitaev et al. 2020, "Reformer", section 2; N_ij is in its appendix A.
+    Source: Kitaev et al. 2020, "Reformer", section 2; N_ij, the rounds in which i sees j, is in its appendix A.
 
     >>> from attnlib.lsh import random_rotations
     >>> x = torch.randn(2, 3, 50, 5)
@@ -98,22 +96,23 @@ def attend_rounds(query_key: Tensor, value: Tensor, rotations: Tensor, key_mask:
     if rule.across_buckets and tokens <= rule.chunk_size:
         rotations = rotations[:, :1]  # one chunk holds every token, so all rounds would be the same
     rule = rule._replace(chunk_size=min(rule.chunk_size, tokens))  # no buffers for places that stay empty
-    buckets, real = find_buckets(query_key.detach(), rotations.detach()), None
-    if key_mask is not None:
-        buckets = buckets.masked_fill(~key_mask[:, None, None], rule.num_buckets)  # padding sorts last
-        real = key_mask[:, None].expand(batch, heads, tokens).flatten(0, 1)
+    real = None if key_mask is None else key_mask[:, None, None]  # (batch, 1, 1, tokens)
+    query_key, value = blank(query_key, real), blank(value, real)
+    buckets = find_buckets(query_key.detach(), rotations.detach())
+    if real is not None:
+        buckets = buckets.masked_fill(~real, rule.num_buckets)  # padding sorts last
     buckets = buckets.flatten(0, 1)  # (batch · heads, num_hashes, tokens)
     hashed = torch.stack((buckets, buckets.argsort(dim=-1, stable=True)), dim=1).to(torch.int32)
-    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), hashed, real, rule)
-    return output.unflatten(0, (batch, heads))
+    output, _ = _Rounds.apply(query_key.flatten(0, 1), value.flatten(0, 1), hashed, rule)
+    return blank(output.unflatten(0, (batch, heads)), real)
 
 
 @torch.library.custom_op("attnlib::lsh_forward", mutates_args=())
 def lsh_forward(
-    query_key: Tensor, value: Tensor, hashed: Tensor, real: Tensor | None, sizes: list[int], scale: float
+    query_key: Tensor, value: Tensor, hashed: Tensor, sizes: list[int], scale: float
 ) -> tuple[Tensor, Tensor]:
     """Output (heads, tokens, value_dim) and log-sum-exp (heads, tokens), in base 2, +∞ for a token that sees itself."""
-    layout = Layout(Heads(query_key, value, hashed, real), Rule._make([*sizes, scale]))
+    layout = Layout(Heads(query_key, value, hashed), Rule._make([*sizes, scale]))
     chunks, c, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.value_dim
     output = torch.empty_like(value, memory_format=torch.contiguous_format)
     logsumexp = value.new_empty(value.shape[:2], dtype=torch.promote_types(value.dtype, torch.float32))
@@ -148,8 +147,6 @@ def _merge_rounds(group: Group, sums: Tensor, tops: Tensor, totals: Tensor, outp
         parts = sums.index_select(0, rows).unflatten(0, (len(top), -1))
         merged = parts.mul_(weights[:, first:last, None]).sum(0)
         output[first:last] = torch.where(alone[first:last, None], values[first:last], merged)
-    if group.real is not None:
-        output.masked_fill_(~group.real, 0.0)
 
 
 @torch.library.custom_op("attnlib::lsh_backward", mutates_args=())
@@ -160,12 +157,11 @@ def lsh_backward(
     query_key: Tensor,
     value: Tensor,
     hashed: Tensor,
-    real: Tensor | None,
     sizes: list[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of query_key and value."""
-    layout = Layout(Heads(query_key, value, hashed, real), Rule._make([*sizes, scale]))
+    layout = Layout(Heads(query_key, value, hashed), Rule._make([*sizes, scale]))
     chunks, c, d, e = layout.group * layout.chunks, layout.rule.chunk_size, layout.head_dim, layout.value_dim
     grad_query_key, grad_value = torch.empty_like(query_key), torch.empty_like(value)
     # For each token: the gradient of its output, Σ gradient · output, log-sum-exp. Row 0 is for an empty place.
@@ -179,8 +175,6 @@ def lsh_backward(
         which, total = group.heads, len(group.table)
         of_tokens = slice(1, 1 + total)
         d_output[of_tokens] = grad[which].flatten(0, 1)
-        if group.real is not None:
-            d_output[of_tokens].masked_fill_(~group.real, 0.0)
         inner[of_tokens] = (d_output[of_tokens] * output[which].flatten(0, 1)).sum(-1, keepdim=True)
         whole[of_tokens] = logsumexp[which].reshape(-1, 1)
         as_key, as_value, as_query = (layout.new(total, n).zero_() for n in (d, e, d))
@@ -213,9 +207,7 @@ def lsh_backward(
     return grad_query_key, grad_value
 
 
-# What torch.compile, torch.export, torch.vmap must know about the two operators.
-
-
+# What torch.compile and torch.vmap must know about the two operators:
 @lsh_forward.register_fake
 def _(query_key, value, *rest):
     dtype = torch.promote_types(value.dtype, torch.float32)
@@ -232,12 +224,10 @@ def _vmap(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     """Merge the axis that vmap maps over with the axis of heads, which comes first in every tensor."""
 
     def call(info, in_dims, *inputs):
-        size, folded = info.batch_size, []
-        for dim, value in zip(in_dims, inputs):
-            if isinstance(value, Tensor):
-                value = (value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)).flatten(0, 1)
-            folded.append(value)
-        return tuple(t.unflatten(0, (size, -1)) for t in operator(*folded)), (0, 0)
+        (*tensors, sizes, scale), size = inputs, info.batch_size
+        mapped = [t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims)]
+        outputs = operator(*(t.flatten(0, 1) for t in mapped), sizes, scale)
+        return tuple(t.unflatten(0, (size, -1)) for t in outputs), (0, 0)
 
     return call
 
@@ -250,8 +240,8 @@ class _Rounds(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(query_key, value, hashed, real, rule):
-        return lsh_forward(query_key, value, hashed, real, *rule.packed())
+    def forward(query_key, value, hashed, rule):
+        return lsh_forward(query_key, value, hashed, *rule.packed())
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -261,7 +251,7 @@ class _Rounds(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None, None
+        return *_RoundsGradient.apply(grad, *ctx.saved_tensors, ctx.rule), None, None
 
 
 class _RoundsGradient(torch.autograd.Function):
@@ -270,8 +260,8 @@ class _RoundsGradient(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(grad, output, logsumexp, query_key, value, hashed, real, rule):
-        return lsh_backward(grad, output, logsumexp, query_key, value, hashed, real, *rule.packed())
+    def forward(grad, output, logsumexp, query_key, value, hashed, rule):
+        return lsh_backward(grad, output, logsumexp, query_key, value, hashed, *rule.packed())
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):

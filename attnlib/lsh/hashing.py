@@ -36,12 +36,8 @@ def random_rotations(
             returns the same directions. Pass ``torch.default_generator`` for PyTorch's global generator.
         dtype, device: of the result; default: PyTorch's default dtype, and the generator's device.
 
-    Returns:
-        (num_heads, num_hashes, head_dim, num_buckets // 2).
-
-    Raises:
-        TypeError, ValueError: a size is not a positive int, ``num_buckets`` is odd, or the dtype or the generator is
-            of the wrong kind.
+    Returns (num_heads, num_hashes, head_dim, num_buckets // 2). TypeError, ValueError: a size is not a positive int,
+    ``num_buckets`` is odd, or the dtype or the generator is of the wrong kind.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; Andoni et al. 2015, "Practical and optimal LSH for angular
     distance", section 3.
@@ -69,15 +65,9 @@ def hash_buckets(vectors: Tensor, rotations: Tensor) -> Tensor:
     Formula: ``bucket = argmax([x R, −x R])``, the first one if there are ties. The length of x does not matter. Bucket
     numbers carry no gradient.
 
-    Args:
-        vectors: (batch, heads, tokens, head_dim).
-        rotations: (heads or 1, num_hashes, head_dim, num_buckets // 2), from ``random_rotations``.
-
-    Returns:
-        int64 (batch, heads, num_hashes, tokens), each in 0 … num_buckets − 1.
-
-    Raises:
-        TypeError, ValueError: an argument is not a floating-point tensor, or a shape or a device does not fit.
+    Takes ``vectors`` (batch, heads, tokens, head_dim), and ``rotations`` (heads or 1, num_hashes, head_dim,
+    num_buckets // 2) from ``random_rotations``. Returns int64 (batch, heads, num_hashes, tokens), each in
+    0 … num_buckets − 1. TypeError, ValueError: one is not a floating-point tensor, or its shape or device does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2, "Locality sensitive hashing".
 
@@ -149,11 +139,8 @@ def _largest(projected: Tensor) -> Tensor:
 def check_rotations(rotations: Tensor, vectors: Tensor, name: str) -> None:
     """Raise unless the directions fit vectors (batch, heads, tokens, head_dim), which the caller calls `name`."""
     check_tensor("rotations", rotations)
-    heads, head_dim = vectors.shape[1], vectors.shape[3]
-    shape = tuple(rotations.shape)
+    (_, heads, _, head_dim), shape = vectors.shape, tuple(rotations.shape)
     if len(shape) != 4 or shape[0] not in (1, heads) or shape[2] != head_dim or 0 in shape[1:]:
-        raise ValueError(
-            f"rotations must have shape (heads={heads} or 1, num_hashes, head_dim={head_dim}, num_buckets // 2), "
-            f"with at least one hash and 2 buckets; got {shape}"
-        )
+        expected = f"(heads={heads} or 1, num_hashes, head_dim={head_dim}, num_buckets // 2)"
+        raise ValueError(f"rotations must have shape {expected}, with at least 1 hash and 2 buckets; got {shape}")
     check_device("rotations", rotations, name, vectors.device)

@@ -20,9 +20,7 @@ class LSHSelfAttention(nn.Module):
     The directions that the rounds hash with are a buffer, so a saved layer finds the same buckets again and every
     forward pass is deterministic. Each layer draws its own from PyTorch's global generator, after its Linears. During
     training, call ``resample_rotations`` now and then, or before each step, so the layer cannot overfit to one draw.
-
-    The layer never falls back to full attention, however short the sequence: hiding the tokens of other buckets makes
-    it a different function.
+    It never falls back to full attention, however short the sequence, because that would be a different function.
 
     Args:
         d_in, d_out, num_heads, is_causal, qkv_bias: as in ``MultiHeadAttention``.
@@ -78,11 +76,8 @@ class LSHSelfAttention(nn.Module):
         self.rotations.copy_(random_rotations(head_dim, 2 * half, num_hashes, num_heads=heads, generator=generator))
 
     def forward(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Context vectors (…, tokens, d_out) of x (batch, tokens, d_in) or (tokens, d_in).
-
-        ``key_mask`` is boolean (batch, tokens) or (tokens,), True = real token. Padding may hold anything, even NaN: no
-        real token sees it, its own output is ``out_proj``'s bias, and its gradient is zero.
-        """
+        """Context vectors; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``. No real token sees padding,
+        whatever it holds; its own output is ``out_proj``'s bias, and its gradient is zero."""
         check_input(x, self.d_in)
         x = hide_padding(x, key_mask)[0]
         rows, mask = (t if t is None or x.ndim == 3 else t.unsqueeze(0) for t in (x, key_mask))

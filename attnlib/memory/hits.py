@@ -76,14 +76,10 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
     Args:
         query: (batch, heads, tokens, head_dim).
         hits: what ``KVMemory.search`` found, for as many heads, or for one that all heads share.
-        scale: factor on the scores; default: ``1/√head_dim``.
+        scale: as for ``attend``.
 
-    Returns:
-        ``Attended`` with output (batch, heads, tokens, value_dim) and logsumexp (batch, heads, tokens); zeros and −inf
-        where nothing was found.
-
-    Raises:
-        TypeError, ValueError: kinds, dtypes, shapes or devices do not fit.
+    Returns output (batch, heads, tokens, value_dim) and logsumexp (batch, heads, tokens); zeros and −inf where nothing
+    was found. TypeError, ValueError: kinds, dtypes, shapes or devices do not fit.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.2.
 
@@ -95,7 +91,7 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
     tensor([[[[0.2689, 0.7311]]]])
     """
     check_hits(query, hits)
-    check_options(False, scale)
+    check_options(scale=scale)
     scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     query = query.to(torch.promote_types(query.dtype, torch.float32)) * scale
     return average_values(score_keys(query, hits.keys, hits.mask), hits.values)
@@ -126,14 +122,12 @@ def check_hits(query: Tensor, hits: MemoryHits) -> None:
     check_tensor("query", query, "batch heads tokens head_dim")
     if not isinstance(hits, MemoryHits):
         raise TypeError(f"hits must be MemoryHits; got {type(hits).__name__}")
-    check_tensor("hits.keys", hits.keys)
-    check_tensor("hits.values", hits.values)
-    check_boolean("hits.mask", hits.mask, "a memory", "query", query.device)
-    check_same(query=query, **{"hits.keys": hits.keys, "hits.values": hits.values})
-    sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), query.shape))
-    if hits.keys.ndim == 5 and hits.keys.shape[1] == 1:
+    check_tensor("hits.keys", hits.keys, "batch heads tokens top_k head_dim")
+    sizes = dict(zip(("batch", "heads", "tokens", "head_dim"), query.shape), top_k=hits.keys.shape[3])
+    if hits.keys.shape[1] == 1:  # all heads share the memories
         sizes["heads"] = 1
     check_shape("hits.keys", hits.keys, "batch heads tokens top_k head_dim", sizes)
-    sizes["top_k"] = hits.keys.shape[3]
-    check_shape("hits.values", hits.values, "batch heads tokens top_k value_dim", sizes)
+    check_tensor("hits.values", hits.values, "batch heads tokens top_k value_dim", sizes)
+    check_same(query=query, **{"hits.keys": hits.keys, "hits.values": hits.values})
+    check_boolean("hits.mask", hits.mask, "a memory", "query", query.device)
     check_shape("hits.mask", hits.mask, "batch heads tokens top_k", sizes)

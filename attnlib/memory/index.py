@@ -1,5 +1,6 @@
 """An approximate index over a memory, for when missing some of the best is acceptable: inverted lists, by faiss."""
 
+import importlib.util
 import math
 from typing import Any
 
@@ -35,27 +36,25 @@ class IVFIndex:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
         check_counts(num_lists=1 if num_lists is None else num_lists, num_probes=num_probes)
-        _import_faiss()
+        if importlib.util.find_spec("faiss") is None:
+            raise ImportError("IVFIndex needs faiss, which is not installed; run: pip install faiss-cpu")
         self.memory, self.num_lists, self.num_probes = memory, num_lists, num_probes
         self._built_from: tuple[KVMemory, int] | None = None  # a memory, and how often it had been written
-        self._indexes: list[list[Any]] = []
+        self._indexes: dict[tuple[int, int], Any] = {}  # of each row and head
 
     def search(self, query: Tensor, top_k: int) -> MemoryHits:
         """Find good memories, in the form that ``KVMemory.search`` returns, though not always the best. If the lists
         searched hold fewer than ``top_k``, the rest is masked."""
         self.memory._check_query(query, top_k)
         if self._built_from != (self.memory, self.memory._writes):
-            self._indexes = [
-                [self._build(self.memory._keys[row, head], ids) for head in range(self.memory.num_heads)]
-                for row, ids in enumerate(self.memory._held())
-            ]
+            held, heads = self.memory._held(), range(self.memory.num_heads)
+            self._indexes = {(row, head): self._build(row, head, ids) for row, ids in enumerate(held) for head in heads}
             self._built_from = self.memory, self.memory._writes
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device="cpu")
         queries = query.detach().float().cpu().contiguous().numpy()
-        for row, indexes in enumerate(self._indexes):
-            for head, index in enumerate(indexes):
-                if index is not None:
-                    ids[row, head] = torch.from_numpy(index.search(queries[row, head], top_k)[1])
+        for place, index in self._indexes.items():
+            if index is not None:
+                ids[place] = torch.from_numpy(index.search(queries[place], top_k)[1])
         return self.memory._fetch(query, ids.to(query.device))
 
     def recall(self, query: Tensor, top_k: int) -> float:
@@ -64,27 +63,22 @@ class IVFIndex:
         hit = (exact.ids.unsqueeze(-1) == found.ids.unsqueeze(-2)).any(-1) & exact.mask
         return (hit.sum() / exact.mask.sum()).item() if exact.mask.any() else 1.0
 
-    def _build(self, ring: Tensor, held: range) -> Any:
+    def _build(self, row: int, head: int, held: range) -> Any:
         """A faiss index of the keys with these ids; None if there are none."""
-        faiss, ids = _import_faiss(), torch.arange(held.start, held.stop, device="cpu")
-        keys = ring[(ids % self.memory.capacity).to(ring.device)].float().cpu()
+        import faiss
+
+        ids = torch.arange(held.start, held.stop, device="cpu")
+        slots = (ids % self.memory.capacity).to(self.memory.device)
+        keys = self.memory._keys[row, head, slots].float().cpu()
         finite = keys.isfinite().all(-1)  # faiss takes no others
         keys, ids = keys[finite], ids[finite]  # (memories, head_dim), (memories,)
         if not len(ids):
             return None
         num_lists = self.num_lists or min(math.isqrt(len(ids)), len(ids) // 39)  # faiss wants 39 keys a list
         num_lists = max(1, min(num_lists, len(ids)))
-        index = faiss.index_factory(self.memory.head_dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(self.memory.head_dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
         index.cp.min_points_per_centroid = 1
         index.train(keys.numpy())
         index.add_with_ids(keys.numpy(), ids.numpy())
         index.nprobe = min(self.num_probes, num_lists)
         return index
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError:
-        raise ImportError("IVFIndex needs faiss, which is not installed; run: pip install faiss-cpu") from None
-    return faiss

@@ -79,11 +79,8 @@ class KVMemory:
         batch_size: number of rows.
         dtype, device: of keys and values; default: torch's default.
 
-    Attributes:
-        lengths: int64 (batch_size,) on the CPU, how many memories each row holds. The arguments are attributes too.
-
-    Raises:
-        TypeError, ValueError: a size is not a positive int, or ``dtype`` is not a floating-point dtype.
+    The arguments are attributes too, and ``lengths``, int64 (batch_size,) on the CPU, is how many memories each row
+    holds. TypeError, ValueError: a size is not a positive int, or ``dtype`` is not a floating-point dtype.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.1 and 3.2.
 
@@ -112,19 +109,14 @@ class KVMemory:
         check_counts(**dict(zip(SIZES, sizes)))
         check_dtype(dtype)
         self.capacity, self.num_heads, self.head_dim, self.value_dim, self.batch_size = sizes
+        self.dtype = dtype
         with torch.inference_mode(False):  # a memory may be made in inference mode and used outside it
-            self._keys, self._values = (
-                torch.zeros(batch_size, num_heads, capacity, size, dtype=dtype, device=device)
-                for size in (head_dim, value_dim)
-            )
+            self._keys = torch.zeros(batch_size, num_heads, capacity, head_dim, dtype=dtype, device=device)
+            self._values = self._keys.new_zeros(batch_size, num_heads, capacity, value_dim)
         self._next = [0] * batch_size  # each row's next id
         self._cleared = [0] * batch_size  # each row has forgotten the ids below this one
         self._writes = 0  # how often anything was changed
         self._awaited = 0  # forwards without gradients that a reentrant checkpoint may still recompute
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._keys.dtype
 
     @property
     def device(self) -> torch.device:
@@ -139,22 +131,21 @@ class KVMemory:
         return max(len(ids) for ids in self._held())
 
     def __repr__(self) -> str:
-        sizes = "capacity={0.capacity}, num_heads={0.num_heads}, head_dim={0.head_dim}, value_dim={0.value_dim}"
-        return f"KVMemory({sizes.format(self)}, batch_size={self.batch_size}, lengths={self.lengths.tolist()})"
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in SIZES)
+        return f"KVMemory({sizes}, lengths={self.lengths.tolist()})"
 
     @_uncompiled
     def add(self, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
         """Store tokens after the last one of each row, replacing the oldest memories if necessary.
 
-        Args:
-            key, value: (batch, heads, tokens, head_dim) and (…, value_dim); stored without their gradient.
-            key_mask: boolean (batch, tokens), True = store; default: store all. If a row stores more tokens than
-                ``capacity``, its last ones remain, and the ids count all of them.
+        ``key`` and ``value`` are (batch, heads, tokens, head_dim) and (…, value_dim), stored without their gradient.
+        ``key_mask`` is boolean (batch, tokens), True = store; default: store all. If a row stores more tokens than
+        ``capacity``, its last ones remain, and the ids count all of them.
 
-        Raises:
-            TypeError, ValueError: a dtype, a shape or a device does not fit the memory, or the mask is not boolean.
-            RuntimeError: a forward has read the memory without gradients, as a reentrant checkpoint does, and has not
-                been recomputed; this would change what it recomputes from. Under ``torch.no_grad()`` it is allowed.
+        TypeError, ValueError: a dtype, a shape or a device does not fit the memory, or the mask is not boolean.
+        RuntimeError: a reentrant checkpoint may have read the memory and not yet been recomputed, however many other
+        forwards have read it since. A forward without gradients looks the same, so after one, change the memory under
+        ``torch.no_grad()``, where it is always allowed.
         """
         self._check("key", key, "tokens head_dim", head_dim=self.head_dim)
         self._check("value", value, "tokens value_dim", tokens=key.shape[2], value_dim=self.value_dim)
@@ -174,15 +165,11 @@ class KVMemory:
     def search(self, query: Tensor, top_k: int) -> MemoryHits:
         """Find the memories whose keys have the greatest dot products with each query; every key is compared.
 
-        A memory whose score is NaN or −inf is never found. Rounding may decide which of equal keys are found; where
-        the products are exact, as with whole numbers, the newer are.
+        ``query`` is (batch, heads, tokens, head_dim). If fewer than ``top_k`` are found for a token and head, the rest
+        of its hits is masked. A memory whose score is NaN or −inf is never found. Rounding may decide which of equal
+        keys are found; where the products are exact, as with whole numbers, the newer are.
 
-        Args:
-            query: (batch, heads, tokens, head_dim).
-            top_k: how many to find for each token and head. If fewer are found, the rest of the hits is masked.
-
-        Raises:
-            TypeError, ValueError: dtype, shape or device of ``query`` do not fit, or ``top_k`` is not a positive int.
+        TypeError, ValueError: dtype, shape or device of ``query`` do not fit, or ``top_k`` is not a positive int.
         """
         self._check_query(query, top_k)
         ids = torch.full((*query.shape[:3], top_k), -1, dtype=torch.int64, device=self.device)

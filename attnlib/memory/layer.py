@@ -8,15 +8,7 @@ from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
 from attnlib._validate import check_counts, check_divisible, check_input, check_probability
-from attnlib.attend import (
-    _average,
-    _scores,
-    _softmax,
-    active_dropout,
-    blank,
-    hide_padding,
-    merge,
-)
+from attnlib.attend import _average, _scores, _softmax, active_dropout, blank, hide_padding, merge
 from attnlib.memory.hits import MemoryHits, average_values, check_hits, score_keys
 from attnlib.memory.kv_memory import KVMemory
 from attnlib.multi_head import join_heads, split_heads
@@ -43,8 +35,7 @@ class MemoryAttention(nn.Module):
             ``nn.Linear(num_heads · head_dim, d_out)``; created in this order.
         log_temperature: (num_heads,), learned, starts at log 0.1. gate: (num_heads,), starts at 0; None for "joint".
 
-    Raises:
-        TypeError, ValueError: an invalid size or option, or d_out is not divisible by ``num_heads``.
+    TypeError, ValueError: an invalid size or option, or d_out is not divisible by ``num_heads``.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3; unit queries and keys: Henry et al. 2020 (Query-Key
     Normalization for Transformers), section 2.
@@ -97,22 +88,17 @@ class MemoryAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None) -> Tensor:
-        """Compute the context vectors of x, (batch, tokens, d_out) or (tokens, d_out).
+        """Compute the context vectors of x; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``, but those of
+        padding are what ``out_proj`` makes of zeros.
 
-        ``torch.utils.checkpoint`` recomputes forward during the backward pass. To call ``remember`` before that, read
-        outside the checkpoint: ``checkpoint(layer, x, layer.read(x, memory))``. ``torch.export`` and
-        ``torch.func.vmap`` cannot search a memory, so they need the hits as well.
+        ``memory`` comes from ``new_memory`` and has as many rows as x, or 1 for a single text. Or it is the hits that
+        ``read`` found there. Without it, and for each row that holds nothing yet, this is causal attention.
 
-        Args:
-            x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
-            memory: a memory with the same batch size, from ``new_memory``, or the hits that ``read`` found in one.
-                Without it, and for each row that holds nothing yet, this is causal attention.
-            key_mask: boolean (batch, tokens), or (tokens,) like x, True = a real token; default: all are real. No
-                token sees padding, whatever it holds; its own context vectors are what ``out_proj`` makes of zeros.
-
-        Raises:
-            TypeError, ValueError: x or ``memory`` is of the wrong kind, dtype, shape, size or device.
-            RuntimeError: in backward, if a checkpoint recomputed forward from a memory that had changed.
+        ``torch.utils.checkpoint`` recomputes forward during the backward pass, and raises a RuntimeError if the memory
+        has changed by then. To call ``remember`` before that, read outside the checkpoint:
+        ``checkpoint(layer, x, layer.read(x, memory))``. ``torch.export`` and ``torch.func.vmap`` cannot search a
+        memory, so they need the hits as well. TypeError, ValueError: x or ``memory`` is of the wrong kind, dtype,
+        shape, size or device.
         """
         rows, visible = self._rows(x, key_mask)
         query, (key, value) = self._query(rows), self._key_value(rows)
@@ -128,19 +114,14 @@ class MemoryAttention(nn.Module):
             else:
                 share = _memory_share(self.gate, hits).to(value.dtype)
                 heads = share * remote.output + (1 - share) * local.output
-        joined = join_heads(heads)  # (batch, tokens, num_heads * head_dim)
-        context = self.out_proj(blank(joined, None if visible is None else visible[:, 0]))
+        context = self.out_proj(join_heads(blank(heads, visible)))  # (batch, tokens, d_out)
         if isinstance(memory, KVMemory):
             context = memory._guard(context)
         return context if x.ndim == 3 else context.squeeze(0)
 
     def remember(self, x: Tensor, memory: KVMemory, key_mask: Tensor | None = None) -> None:
-        """Store the keys and values of the real tokens of x in the memory, without their gradient.
-
-        Arguments and errors as for ``forward``; and a RuntimeError if a reentrant checkpoint may have read the memory
-        and not yet been recomputed, however many other forwards have read it since: a forward without gradients looks
-        the same, so store under ``torch.no_grad()`` after evaluating. After an error, the memory is as it was.
-        """
+        """Store the keys and values of the real tokens of x in the memory, without their gradient. Arguments are those
+        of ``forward``, errors also those of ``KVMemory.add``; after an error, the memory is as it was."""
         with torch.no_grad():
             rows, visible = self._rows(x, key_mask)
             self._check_memory(memory)

@@ -6,6 +6,8 @@ import uuid
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 FORMAT = "attnlib.KVMemory"
@@ -14,9 +16,6 @@ VERSION = 2
 
 def write_file(path: str | os.PathLike, tensors: dict[str, Tensor], sizes: dict[str, int]) -> None:
     """Write to a file beside ``path``, then rename it: ``path`` is always the complete old file or the new one."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = Path(path)
     beside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     facts = {name: str(size) for name, size in sizes.items()} | {"format": FORMAT, "version": str(VERSION)}
@@ -34,8 +33,6 @@ def write_file(path: str | os.PathLike, tensors: dict[str, Tensor], sizes: dict[
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Read what ``write_file`` wrote: tensors on the CPU, and sizes. ValueError: not the file that was written."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt", device="cpu") as file:
             facts = file.metadata() or {}

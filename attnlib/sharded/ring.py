@@ -38,10 +38,8 @@ class Ring:
 
         All processes must start their transfers in the same order; ``tag``, 0 or 1, keeps apart those that are under
         way at the same time. What arrives has the shapes of what is sent, but ``tokens`` along axis −2 if given.
-
-        Returns a function that waits for both, and returns what arrived. Like ``pass_on``, it raises ConnectionError if
-        a process died, or did not answer in time: at most the group's time-out for each transfer, and ``GRACE`` for
-        each rank between this one and the one to blame.
+        Returns a function that waits for both, and returns what arrived. ConnectionError, from either: as in
+        ``sharded_attend``.
         """
         if self.size == 1:
             return lambda: tensors
@@ -79,23 +77,16 @@ class Ring:
         return shares
 
     def agree(
-        self,
-        check: Callable[[], object],
-        tensors: Mapping[str, Tensor],
-        facts: Mapping[str, object],
-        *,
-        free_axis: int | None = None,
+        self, facts: Callable[[], dict[str, object]], tensors: Mapping[str, Tensor], free_axis: int | None = None
     ) -> list[dict[str, torch.Size]]:
         """Compare what all processes were asked to do, so that a mistake becomes an error everywhere.
 
-        ``check`` raises if this process's own arguments are wrong. All tensors need the same dtype and shape
-        everywhere, except along ``free_axis``; ``facts``, read after ``check``, must be the same too. Returns the
-        shapes of every rank's tensors, by name.
+        ``facts`` raises if this process's own arguments are wrong; what it returns must be the same everywhere, and so
+        must the dtypes and shapes of ``tensors``, except along ``free_axis``. Returns every rank's shapes, by name.
         """
         error = mine = None
         try:
-            check()
-            said = {name: str(fact) for name, fact in facts.items()}
+            said = {name: str(fact) for name, fact in facts().items()}
             for name, tensor in tensors.items():
                 sizes = [str(size) for size in tensor.shape]
                 if free_axis is not None:

@@ -1,7 +1,6 @@
 """Ring attention: queries stay where they are while keys and values travel past them, and partial results merge."""
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,9 +34,8 @@ def sharded_attend(
         is_causal, scale: as for ``attend``, over the whole sequence.
         group: the processes; default: all.
 
-    Returns:
-        ``Attended(output, logsumexp)`` for this process's queries: what ``attend`` returns for them over the whole
-        sequence. Differentiable once; then all processes of the group must run the backward pass.
+    Returns what ``attend`` returns for this process's queries over the whole sequence. It can be differentiated once;
+    then all processes of the group must run the backward pass.
 
     Raises:
         TypeError, ValueError: as ``attend``; or the processes disagree on dtypes, sizes, ``is_causal``, ``scale`` or
@@ -62,11 +60,13 @@ def ring_attend(
     ring: Ring, query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None
 ) -> Attended:
     """``sharded_attend`` on a ring that the caller keeps, for example to count its bytes."""
-    tensors = {"query": query, "key": key, "value": value}
-    wants_gradients = torch.is_grad_enabled() and any(getattr(t, "requires_grad", False) for t in tensors.values())
-    facts = {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
-    check = partial(check_qkv, query, key, value, None, is_causal, scale)
-    shapes = ring.agree(check, tensors, facts, free_axis=-2)
+
+    def facts() -> dict[str, object]:
+        check_qkv(query, key, value, None, is_causal, scale)
+        wants_gradients = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+        return {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
+
+    shapes = ring.agree(facts, {"query": query, "key": key, "value": value}, free_axis=-2)
     if scale is None:
         scale = max(query.shape[-1], 1) ** -0.5
     plan = Plan(ring, scale, is_causal, tuple(s["query"][-2] for s in shapes), tuple(s["key"][-2] for s in shapes))

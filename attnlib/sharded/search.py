@@ -23,19 +23,14 @@ def sharded_search(
 
     Formula: ``top_k(∪_r top_k(memory_r))``, which equals ``top_k(∪_r memory_r)``.
 
-    Args:
-        memory: this process's share; like the others in everything but its contents.
-        query, top_k: as for ``KVMemory.search``, the same on every process.
-        group: the processes; default: all.
+    ``memory`` is this process's share, like the others in everything but its contents. ``query`` and ``top_k`` are as
+    for ``KVMemory.search``, and the same on every process of ``group`` (default: all processes).
 
-    Returns:
-        ``MemoryHits`` with ids of the whole memory, the same on every process: what ``KVMemory.search`` promises for
-        one memory that holds everything. The gradient flows to this process's ``query``.
+    Returns ``MemoryHits`` with ids of the whole memory, the same on every process: what ``KVMemory.search`` promises
+    for one memory that holds everything. The gradient flows to this process's ``query``.
 
-    Raises:
-        TypeError, ValueError: as ``KVMemory.search``; or queries, top_k or memories differ: then all processes raise.
-        RuntimeError: torch.distributed is not initialised.
-        ConnectionError: as ``sharded_attend``.
+    TypeError, ValueError: as ``KVMemory.search``; or queries, top_k or memories differ: then all processes raise.
+    RuntimeError, ConnectionError: as ``sharded_attend``.
 
     >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # a group of one
     >>> memory = KVMemory(capacity=3, num_heads=1, head_dim=1)
@@ -46,17 +41,16 @@ def sharded_search(
     >>> dist.destroy_process_group()
     """
     ring = Ring(group)
-    facts: dict[str, object] = {"top_k": top_k}
 
-    def check() -> None:
+    def facts() -> dict[str, object]:
         if not isinstance(memory, KVMemory):
             raise TypeError(f"memory must be a KVMemory; got {type(memory).__name__}")
         memory._check_query(query, top_k)
-        facts["value_dim of memory"] = memory.value_dim
         content = query.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        facts["content of query"] = f"SHA-256 {hashlib.sha256(content).hexdigest()[:16]}…"
+        digest = f"SHA-256 {hashlib.sha256(content).hexdigest()[:16]}…"
+        return {"top_k": top_k, "value_dim of memory": memory.value_dim, "content of query": digest}
 
-    ring.agree(check, {"query": query}, facts)
+    ring.agree(facts, {"query": query})
     with torch.no_grad():
         local = memory.search(query, top_k)
     ids = torch.where(local.mask, local.ids * ring.size + ring.rank, -1)
