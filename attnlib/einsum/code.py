@@ -97,12 +97,11 @@ class _Part:
 
 
 def _permute(axes: list[str], order: list[str]) -> str:
-    places = [axes.index(axis) for axis in order]
-    unchanged = list(range(len(places)))
-    if places == unchanged:
+    if order == axes:
         return ""
-    swapped = places == [*unchanged[:-2], *unchanged[:-3:-1]]  # only the last two
-    return ".mT" if swapped else f".permute({', '.join(map(str, places))})"
+    if order == [*axes[:-2], *axes[:-3:-1]]:  # only the last two are swapped
+        return ".mT"
+    return f".permute({', '.join(str(axes.index(axis)) for axis in order)})"
 
 
 def _join(left: _Part, right: _Part, sizes: dict[str, int], lines: list[str]) -> _Part:

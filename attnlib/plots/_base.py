@@ -66,7 +66,7 @@ def as_array(values: Tensor | np.ndarray | Sequence) -> np.ndarray:
 
 
 def as_arrays(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
-    """Numbers of the same shape, with as many axes as the shape in words."""
+    """Numbers of the same shape; ValueError unless they have as many axes as the shape in words."""
     arrays, axes = [as_array(value) for value in values], len(shape.strip("(),").split(","))
     if arrays[0].ndim != axes or any(array.shape != arrays[0].shape for array in arrays):
         raise ValueError(f"{names} must have shape {shape}; got {' and '.join(str(array.shape) for array in arrays)}")
@@ -74,7 +74,7 @@ def as_arrays(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
 
 
 def check_labels(labels: Sequence[str] | None, count: int, name: str) -> None:
-    """Whether there is a label for each of so many queries, keys or whatever their name is."""
+    """ValueError unless there is a label for each of so many queries or keys."""
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must hold a word for each {name}, {count} of them; got {len(labels)}")
 
