@@ -165,9 +165,10 @@ class Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("num_buckets", [4, 2**20])  # the last has codes that need float64
 @pytest.mark.parametrize("layout", ["rows", "split heads"])
-def test_the_operators_keep_what_they_promise_to_torch(layout, num_buckets):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_keep_what_they_promise_to_torch(dtype, layout, num_buckets):
     """torch.compile plans with the shapes, dtypes and strides that the operators declare."""
-    query_key, value = (t.float() for t in make_inputs(13, batch=1))
+    query_key, value = (t.to(dtype) for t in make_inputs(13, batch=1))
     if layout == "split heads":
         query_key, value = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (query_key, value))
     query_key.requires_grad_(), value.requires_grad_()
