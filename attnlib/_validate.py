@@ -127,6 +127,12 @@ def check_probability(name: str, value: object) -> None:
         raise ValueError(f"{name} must lie between 0 and 1; got {value}")
 
 
+def check_choice(name: str, value: object, first: str, second: str) -> None:
+    """ValueError unless one of the two."""
+    if value not in (first, second):
+        raise ValueError(f'{name} must be "{first}" or "{second}"; got {value!r}')
+
+
 def check_divisible(d_out: int, num_heads: int) -> None:
     """ValueError unless d_out can be shared among the heads."""
     if d_out % num_heads:

@@ -11,7 +11,8 @@ from attnlib.self_attention import SelfAttention_v2
 class CausalAttention(SelfAttention_v2):
     """Single-head self-attention in which no token sees a later one.
 
-    Formula: ``dropout(softmax(Q Kᵀ / √d_out + M)) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it.
+    Formula: ``dropout(softmax(Q Kᵀ / √d_out + M)) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it. Errors are as in
+    ``SelfAttention_v1``.
 
     Args:
         d_in, d_out, qkv_bias: as in ``SelfAttention_v2``.
@@ -22,9 +23,6 @@ class CausalAttention(SelfAttention_v2):
         W_query, W_key, W_value: as in ``SelfAttention_v2``. The mask is not a buffer, so a ``mask`` in a state
             dict is ignored.
         dropout: ``nn.Dropout``; its own ``training`` decides whether it drops.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind or value.
 
     Source: Vaswani et al. 2017, section 3.2.3.
 

@@ -108,19 +108,17 @@ class GroupedQueryAttention(nn.Module):
         return cache._append(key, value, positions, angles)
 
     def forward(self, x: Tensor, cache: KVCache | None = None, key_mask: Tensor | None = None) -> Tensor:
-        """Compute the context vectors of x. Nothing is stored; that is what ``append`` is for.
+        """Compute the context vectors of x, (…, tokens, d_out). Nothing is stored; that is what ``append`` is for.
 
         With a cache, x gives queries only, so gradients reach it through them alone; call ``backward`` before the next
-        ``append``. With a window, no mask is larger than a block of queries by the keys that they see.
+        ``append``. With a window, no mask is larger than a block of queries by the keys that they see. The context
+        vectors of padding are what ``out_proj`` makes of zeros.
 
         Args:
             x: (batch, tokens, d_in), or (tokens, d_in) as a single row.
             cache: from ``new_cache``; its newest tokens are those of x. Default: x is all there is.
             key_mask: boolean, like x without d_in, True = a real token; default: all are. No token sees padding, which
                 may hold anything, and positions count real tokens only. With a cache, give it to ``append`` instead.
-
-        Returns:
-            (batch, tokens, d_out), or (tokens, d_out). For padding, it is what ``out_proj`` makes of zeros.
 
         Raises:
             TypeError, ValueError: an argument is of the wrong kind, does not fit, or has too many tokens.

@@ -141,8 +141,7 @@ class KVCache:
         twin._sizes = self._sizes and (len(rows), *self._sizes[1:])
         if self._padded:
             twin._padded = self._padded[0][rows], self._padded[1][rows]
-        if self._angles and self._angles[0].shape[0] > 1:
-            twin._angles = self._angles[0][rows], self._angles[1][rows]
+        twin._angles = None  # computed again if needed
         return twin
 
     def _check_fits(self, key: Tensor, value: Tensor) -> None:

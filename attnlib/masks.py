@@ -5,7 +5,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_counts
+from attnlib._validate import check_choice, check_counts
 
 Device = torch.device | str | None
 
@@ -33,8 +33,7 @@ def causal_mask(
     """
     kv_tokens = q_tokens if kv_tokens is None else kv_tokens
     check_counts(at_least=0, q_tokens=q_tokens, kv_tokens=kv_tokens)
-    if align not in ("upper_left", "lower_right"):
-        raise ValueError(f'align must be "upper_left" or "lower_right"; got {align!r}')
+    check_choice("align", align, "upper_left", "lower_right")
     shift = 0 if align == "upper_left" else kv_tokens - q_tokens
     return torch.ones(q_tokens, kv_tokens, dtype=torch.bool, device=device).tril(shift)
 

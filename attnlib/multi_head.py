@@ -76,7 +76,8 @@ class MultiHeadAttention(CausalAttention):
     """Multi-head attention, causal by default, with one projection that is split into heads.
 
     Formula: ``out_proj(concat(A_1, …, A_n))`` with ``A_h = softmax(Q_h K_hᵀ / √head_dim + M) V_h``, where Q_h is the
-    h-th slice of ``head_dim = d_out / num_heads`` columns of ``W_query(x)``, and M hides the future.
+    h-th slice of ``head_dim = d_out / num_heads`` columns of ``W_query(x)``, and M hides the future. Errors are as in
+    ``SelfAttention_v1``.
 
     Args:
         d_in, context_length, dropout, qkv_bias: as in ``CausalAttention``.
@@ -87,9 +88,6 @@ class MultiHeadAttention(CausalAttention):
     Attributes:
         W_query, W_key, W_value, dropout: as in ``CausalAttention``.
         out_proj: ``nn.Linear(d_out, d_out)``, created last; it always has a bias.
-
-    Raises:
-        TypeError, ValueError: as ``CausalAttention``, or d_out is not divisible by ``num_heads``.
 
     Source: Vaswani et al. 2017, section 3.2.2.
 

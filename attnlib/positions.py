@@ -3,10 +3,8 @@
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_counts, check_device, check_tensor
+from attnlib._validate import check_choice, check_counts, check_device, check_tensor
 from attnlib.attend import logsumexp_dtype
-
-LAYOUTS = ("halves", "pairs")
 
 
 def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str = "halves") -> Tensor:
@@ -26,7 +24,7 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
             "pairs": 2i and 2i + 1, as in the paper and Meta's Llama. ``convert_rotary_layout`` converts weights.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or value, or does not fit x.
+        TypeError, ValueError: an argument is of the wrong kind, or does not fit x.
 
     Source: Su et al. 2021 (RoFormer), section 3.2.2.
 
@@ -44,7 +42,7 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
         expected = ", ".join([*map(str, x.shape[:-2]), f"tokens={x.shape[-2]}"])
         raise ValueError(f"positions must broadcast to ({expected}); got {tuple(positions.shape)}")
     check_rotary(x.shape[-1], base)
-    check_layout("layout", layout)
+    check_choice("layout", layout, "halves", "pairs")
     cos, sin = cos_sin(positions, x.shape[-1], base, layout)
     dtype = torch.promote_types(x.dtype, torch.float32)
     return turn(x, (cos.to(dtype), sin.to(dtype)), layout)
@@ -83,7 +81,7 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     """
     check_tensor("weight", weight)
     check_counts(num_heads=num_heads)
-    check_layout("to", to)
+    check_choice("to", to, "halves", "pairs")
     if not weight.ndim or not len(weight) or len(weight) % (2 * num_heads):
         expected = f"num_heads={num_heads} heads of an even number of rows"
         raise ValueError(f"weight must have {expected}; got shape {tuple(weight.shape)}")
@@ -99,9 +97,3 @@ def check_rotary(head_dim: int, base: object) -> None:
         raise TypeError(f"base must be a number; got {type(base).__name__}")
     if not base > 0:
         raise ValueError(f"base must be positive; got {base}")
-
-
-def check_layout(name: str, layout: object) -> None:
-    """ValueError unless one of the two layouts."""
-    if layout not in LAYOUTS:
-        raise ValueError(f'{name} must be "halves" or "pairs"; got {layout!r}')

@@ -118,11 +118,8 @@ class Encoder(nn.Module):
 
         Each has length 1, so their dot product is the cosine similarity, and no gradient. ``batch_size`` is how many
         texts of similar length are computed at once; on a CPU, fewer are where that is faster. Long lists show their
-        progress.
-
-        Raises:
-            TypeError, ValueError: texts are not strings, one has more than ``context_length`` word pieces, or
-                ``batch_size`` is not an int of at least 1.
+        progress. TypeError, ValueError: texts are not strings, one has more than ``context_length`` word pieces, or
+        ``batch_size`` is not an int of at least 1.
         """
         from tqdm import tqdm  # comes with tokenizers
 
