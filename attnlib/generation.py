@@ -123,15 +123,13 @@ class GroupedQueryAttention(nn.Module):
         Raises:
             TypeError, ValueError: an argument is of the wrong kind, does not fit, or has too many tokens.
         """
-        query, key, value, positions, real = self._prepare(x, cache, key_mask)
-        joined = self._contexts(query, key, value, positions, real)  # (batch, tokens, d_out)
-        context = self.out_proj(blank(joined, None if real is None else real[:, None]))
+        context = self.out_proj(self._contexts(*self._prepare(x, cache, key_mask)))
         return context if x.ndim == 3 else context.squeeze(0)
 
     def attention_weights(self, x: Tensor, cache: KVCache | None = None, key_mask: Tensor | None = None) -> Tensor:
         """Weights before dropout, (…, num_heads, tokens, kv_tokens), with the keys in the order of the cache. Rows sum
         to one, or to zero for padding. Arguments as in ``forward``."""
-        query, key, _, positions, _ = self._prepare(x, cache, key_mask)
+        query, key, _, positions = self._prepare(x, cache, key_mask)
         key = key.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
         places = torch.arange(key.shape[2], device=key.device)[None] if positions is None else positions
         first = key.shape[2] - query.shape[2]
@@ -141,9 +139,9 @@ class GroupedQueryAttention(nn.Module):
 
     def _prepare(
         self, x: Tensor, cache: KVCache | None, key_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Query, key and value, each (batch, its heads, its tokens, head_dim); the positions of the keys (batch,
-        kv_tokens) and which tokens of x are real (batch, tokens), both None if there is no padding."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Query, key and value, each (batch, its heads, its tokens, head_dim), and the positions of the keys, (batch,
+        kv_tokens), with −1 for padding, or None if there is none."""
         rows, real = self._rows(x, KVCache() if cache is None else cache, key_mask)
         tokens = rows.shape[1]
         if cache is None:
@@ -158,12 +156,11 @@ class GroupedQueryAttention(nn.Module):
             key, value, positions, angles = cache.key, cache.value, None, cache._angles
             if cache._padded:
                 positions = cache.positions
-                real = positions[:, len(cache) - tokens :] >= 0
-                rows = blank(rows, real[:, None])
+                rows = blank(rows, positions[:, None, len(cache) - tokens :] >= 0)
             if angles is None and self.base is not None:  # someone called cache.append
                 angles = self._angles(rows, cache.positions[:, len(cache) - tokens :])
         query = self._split(self.W_query(rows), self.num_heads, angles)
-        return query, key.to(query.dtype), value.to(query.dtype), positions, real
+        return query, key.to(query.dtype), value.to(query.dtype), positions
 
     def _rows(self, x: Tensor, cache: object, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """x as (batch, tokens, d_in) with zeros as padding, and which tokens are real, (batch, tokens)."""
@@ -182,13 +179,11 @@ class GroupedQueryAttention(nn.Module):
             check_device("x", x, "the cache", cache._key.device)
         return x, key_mask
 
-    def _key_value(
-        self, rows: Tensor, positions: Tensor | None, cache: KVCache
-    ) -> tuple[Tensor, Tensor, Angles | None]:
+    def _key_value(self, x: Tensor, positions: Tensor | None, cache: KVCache) -> tuple[Tensor, Tensor, Angles | None]:
         """Keys and values of the tokens after those of the cache, and the angles by which the keys are turned."""
-        angles = None if self.base is None else self._next_angles(rows, positions, cache)
-        key = self._split(self.W_key(rows), self.num_kv_heads, angles)
-        return key, self._split(self.W_value(rows), self.num_kv_heads), angles
+        angles = None if self.base is None else self._next_angles(x, positions, cache)
+        key = self._split(self.W_key(x), self.num_kv_heads, angles)
+        return key, self._split(self.W_value(x), self.num_kv_heads), angles
 
     def _next_angles(self, rows: Tensor, positions: Tensor | None, cache: KVCache) -> Angles:
         """For the tokens after those of the cache; for a single one without padding, they are computed 64 at a time."""
@@ -217,16 +212,15 @@ class GroupedQueryAttention(nn.Module):
             heads = projected.view(batch, tokens, num_heads, self.head_dim).transpose(1, 2)
         return heads if angles is None else turn(heads, angles)
 
-    def _contexts(
-        self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None, real: Tensor | None
-    ) -> Tensor:
-        """(batch, tokens, d_out), a block of queries at a time where each query needs its own mask."""
+    def _contexts(self, query: Tensor, key: Tensor, value: Tensor, positions: Tensor | None) -> Tensor:
+        """(batch, tokens, d_out), zeros for padding; a block of queries at a time where each needs its own mask."""
         tokens, kv_tokens = query.shape[2], key.shape[2]
+        real = None if positions is None else positions[:, None, kv_tokens - tokens :] >= 0  # (batch, 1, tokens)
         compiling = torch.compiler.is_compiling()  # a compiler wants one graph for any number of tokens
         all_past = self.window is None or (not compiling and kv_tokens <= self.window + self.sinks)
         if all_past and (tokens == kv_tokens or (tokens == 1 and real is None)):
-            mask = None if real is None else real[:, None, None]
-            return self._attend(query, key, value, mask, bool(tokens == kv_tokens))
+            mask = None if real is None else real[:, None]
+            return blank(self._attend(query, key, value, mask, bool(tokens == kv_tokens)), real)
         columns = torch.arange(kv_tokens, device=key.device)  # without padding, they say as much as positions
         places = columns[None] if positions is None else positions
         start, block, blocks = kv_tokens - tokens, max(self.window or 0, QUERY_BLOCK), []
@@ -236,8 +230,8 @@ class GroupedQueryAttention(nn.Module):
             seen = torch.cat([columns[: min(self.sinks, low)], columns[low:last]])
             mask = self._visible(places[:, first:last], places[:, seen])
             keys, values = (t.index_select(2, seen) if low else t[:, :, :last] for t in (key, value))
-            blocks.append(self._attend(query[:, :, first - start : last - start], keys, values, mask))
-        return torch.cat(blocks, dim=1)
+            blocks.append(self._attend(query[:, :, first - start : last - start], keys, values, mask, False))
+        return blank(torch.cat(blocks, dim=1), real)
 
     def _visible(self, query: Tensor, key: Tensor) -> Tensor:
         """Who sees whom, (batch or 1, 1, tokens, kv_tokens), by positions (batch or 1, …)."""
@@ -245,9 +239,7 @@ class GroupedQueryAttention(nn.Module):
         mask = (key >= 0) & (key <= query)
         return mask if self.window is None else mask & ((key > query - self.window) | (key < self.sinks))
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool = False
-    ) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         """(batch, tokens, d_out) of key heads that their group of query heads shares."""
         batch, num_heads, tokens, head_dim = query.shape
         group = num_heads // self.num_kv_heads
