@@ -45,8 +45,8 @@ def attend(
     differs between queries, must be finite, because a weight of 0 times NaN is NaN.
 
     Args:
-        query, key, value: (…, q_tokens, head_dim), (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim). Leading axes
-            broadcast.
+        query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
+        key, value: (…, kv_tokens, head_dim) and (…, kv_tokens, value_dim).
         mask: boolean, broadcasts to (…, q_tokens, kv_tokens), True = may attend.
         is_causal: also hide the keys after each query (upper-left alignment, as in PyTorch).
         scale: factor on the scores; default: ``1/√head_dim``.
@@ -56,7 +56,7 @@ def attend(
         ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or does not fit; dtypes, shapes and devices included.
+        TypeError, ValueError: an argument is of the wrong kind, or dtypes, devices or shapes do not fit together.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 
@@ -155,8 +155,8 @@ def merge(parts: Sequence[Attended]) -> Attended:
     The weight of a part undoes the part's own division and divides once by the total.
 
     ``parts`` is what ``attend`` returned for each set of keys, all with the same queries; shapes broadcast. The result
-    is what ``attend`` returns for the union of the keys. TypeError, ValueError: ``parts`` is empty, one is not an
-    ``Attended``, or they do not fit together.
+    is what ``attend`` returns for the union of the keys. Raises a TypeError or ValueError if ``parts`` is empty, one is
+    not an ``Attended``, or they do not fit together.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Milakov and Gimelshein 2018, "Online normalizer calculation
     for softmax".

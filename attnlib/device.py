@@ -16,8 +16,8 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
     """Choose the device to work on; nothing is remembered, so pass it on yourself.
 
     The first one given decides: ``prefer``, then the environment variable ``ATTNLIB_DEVICE``, then whichever of
-    cuda, mps, xpu and cpu this machine has, in that order. TypeError: ``prefer`` is neither a device nor a name, such
-    as ``"cpu"`` or ``"cuda:1"``. ValueError: the device is not on this machine; the message lists those that are.
+    cuda, mps, xpu and cpu this machine has, in that order. Raises a TypeError if ``prefer`` is neither a device nor a
+    name, such as ``"cpu"`` or ``"cuda:1"``, and a ValueError, which lists this machine's devices, if it is not there.
 
     >>> get_device("cpu")
     device(type='cpu')

@@ -21,7 +21,7 @@ class KVCache:
 
     Args:
         window: how many tokens a query sees, itself included, at least 1; default: all.
-        sinks: how many of the first tokens stay although they are outside the window, which they need.
+        sinks: how many of the first tokens stay although they are outside the window; they need a window.
 
     Source: Pope et al. 2022 (Efficiently Scaling Transformer Inference), section 2; sinks: Xiao et al. 2023
     (StreamingLLM), section 3.2.
@@ -92,7 +92,7 @@ class KVCache:
                 append decides the sizes, the device and the dtype, to which later ones are converted.
             key_mask: boolean (batch, tokens), True = real; default: all are real. Padding is stored as zeros.
 
-        TypeError, ValueError: an argument is of the wrong kind, or does not fit; the cache is then as it was.
+        Raises a TypeError or ValueError if an argument is of the wrong kind or does not fit, and changes nothing then.
         """
         self._check_fits(key, value)
         if key_mask is not None:
@@ -131,7 +131,7 @@ class KVCache:
     def select_rows(self, rows: Tensor) -> "KVCache":
         """A cache of these rows, int64 (new batch,): reordered or repeated for a beam search, or copied.
 
-        TypeError, ValueError, IndexError: ``rows`` is not a 1-D int64 tensor, or there is no such row.
+        Raises a TypeError, ValueError or IndexError if ``rows`` is not a 1-D int64 tensor, or there is no such row.
         """
         if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
             raise TypeError(f"rows must be an int64 tensor; got {getattr(rows, 'dtype', type(rows).__name__)}")

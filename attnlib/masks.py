@@ -5,7 +5,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_choice, check_counts
+from attnlib._validate import check_choice, check_counts, check_shape
 
 Device = torch.device | str | None
 
@@ -18,8 +18,8 @@ def causal_mask(
     Formula: ``mask[i, j] = (j <= i + shift)``. With ``align="upper_left"``, as with ``is_causal=True`` of
     ``F.scaled_dot_product_attention``, the shift is 0: the first query is the first token. With "lower_right", it is
     ``kv_tokens - q_tokens``: the last query is the last token, as it is when older keys come from a cache. By default,
-    there are as many keys as queries. TypeError, ValueError: a number is not an int, or is negative; ``align`` is
-    neither of the two.
+    there are as many keys as queries. Raises a TypeError or ValueError if a number is not an int or is negative, or
+    ``align`` is neither of the two.
 
     Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2.3.
 
@@ -46,7 +46,7 @@ def sliding_window_mask(q_tokens: int, kv_tokens: int, window: int, *, sinks: in
 
     Args:
         window: how many tokens a query sees, itself included, as in Mistral; at least 1.
-        sinks: how many of the first tokens every later query sees as well. Errors as in ``causal_mask``.
+        sinks: how many of the first tokens every later query sees as well. Errors are as in ``causal_mask``.
 
     Source: Beltagy et al. 2020 (Longformer), section 3.1; sinks: Xiao et al. 2023 (StreamingLLM), section 3.2.
 
@@ -69,9 +69,9 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
     ``mask`` for ``attention`` it needs axes for heads and queries: ``padding_mask(lengths, n)[:, None, None, :]``.
 
     ``lengths`` is an integer tensor (batch,), the number of real tokens of each sequence, on the device where the mask
-    is wanted; ``num_tokens`` is the padded length. TypeError, ValueError: an argument is of the wrong kind or shape, or
-    a length is outside 0 … num_tokens, which is not checked under ``torch.compile``, ``torch.export`` or ``vmap``, or
-    on meta.
+    is wanted; ``num_tokens`` is the padded length. Raises a TypeError or ValueError if an argument is of the wrong kind
+    or shape, or a length is outside 0 … num_tokens. Lengths are not compared under ``torch.compile``, ``torch.export``
+    or ``vmap``, or on meta.
 
     >>> padding_mask(torch.tensor([2, 0, 3]), 3)
     tensor([[ True,  True, False],
@@ -82,8 +82,7 @@ def padding_mask(lengths: Tensor, num_tokens: int) -> Tensor:
     kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths)
     if not isinstance(kind, torch.dtype) or kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise TypeError(f"lengths must be an integer tensor; got {getattr(kind, '__name__', kind)}")
-    if lengths.ndim != 1:
-        raise ValueError(f"lengths must have shape (batch,); got {tuple(lengths.shape)}")
+    check_shape("lengths", lengths, "batch")
     lengths = lengths.long()  # torch cannot compare every unsigned dtype
     if not torch.compiler.is_compiling():
         with suppress(RuntimeError):  # raised by torch where there are no values to read

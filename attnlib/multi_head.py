@@ -16,8 +16,8 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
     Formula: ``out[…, h, t, c] = x[…, t, h · head_dim + c]`` with ``head_dim = d_out / num_heads``.
 
-    Takes (…, tokens, d_out) and returns (…, num_heads, tokens, head_dim), a view of x where x is contiguous. TypeError,
-    ValueError: x is not a floating-point tensor, has fewer than two axes, or cannot be split evenly.
+    Takes (…, tokens, d_out) and returns (…, num_heads, tokens, head_dim), a view of x where x is contiguous. Raises a
+    TypeError or ValueError if x is not a floating-point tensor, has fewer than two axes, or cannot be split evenly.
 
     >>> split_heads(torch.rand(2, 5, 12), num_heads=3).shape
     torch.Size([2, 3, 5, 4])
@@ -25,14 +25,14 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     check_tensor("x", x, "... tokens d_out")
     check_counts(num_heads=num_heads)
     check_divisible(x.shape[-1], num_heads)
-    return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
+    return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)  # (…, num_heads, tokens, head_dim)
 
 
 def join_heads(x: Tensor) -> Tensor:
     """Put the heads back side by side: the inverse of ``split_heads``.
 
-    Takes (…, num_heads, tokens, head_dim) and returns (…, tokens, num_heads · head_dim). TypeError, ValueError: x is
-    not a floating-point tensor, or has fewer than three axes.
+    Takes (…, num_heads, tokens, head_dim) and returns (…, tokens, num_heads · head_dim). Raises a TypeError or
+    ValueError if x is not a floating-point tensor, or has fewer than three axes.
 
     >>> x = torch.rand(2, 5, 12)
     >>> torch.equal(join_heads(split_heads(x, 3)), x)
@@ -122,8 +122,8 @@ class MultiHeadAttention(CausalAttention):
         To get the same numbers from the original, call it with ``need_weights=False``, and for a causal copy also with
         ``is_causal=True`` and an ``attn_mask`` that is True above the diagonal (there True means hide). Ours always
         takes the batch first, what is frozen in the original is frozen in the copy, and without a ``context_length``
-        the number of tokens has no limit. TypeError, ValueError: ``attention`` is not an ``nn.MultiheadAttention``, or
-        its ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` are not at their defaults.
+        the number of tokens has no limit. Raises a TypeError or ValueError if ``attention`` is not an
+        ``nn.MultiheadAttention`` whose ``kdim``, ``vdim``, ``add_bias_kv`` and ``add_zero_attn`` are at their defaults.
         """
         if not isinstance(attention, nn.MultiheadAttention):
             raise TypeError(f"attention must be an nn.MultiheadAttention; got {type(attention).__name__}")
@@ -142,8 +142,8 @@ class MultiHeadAttention(CausalAttention):
     def to_torch(self) -> nn.MultiheadAttention:
         """Make an ``nn.MultiheadAttention(batch_first=True)`` with copies of these weights: undoes ``from_torch``.
 
-        Its three projections are one parameter, which is frozen if all three of ours are. ValueError: d_in differs
-        from d_out, which ``nn.MultiheadAttention`` does not support for self-attention.
+        Its three projections are one parameter, which is frozen if all three of ours are. Raises a ValueError if d_in
+        differs from d_out, which ``nn.MultiheadAttention`` does not support for self-attention.
         """
         d_out, d_in = self.W_query.weight.shape
         if d_in != d_out:

@@ -74,7 +74,7 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     Args:
         weight: (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,). The result is a permuted copy.
         num_heads: heads in this projection; for W_key of grouped queries, the number of key heads.
-        to: "halves" (from pairs) or "pairs" (from halves). Errors as in ``rotate``.
+        to: "halves" (from pairs) or "pairs" (from halves). Errors are as in ``rotate``.
 
     >>> convert_rotary_layout(torch.arange(8.0), num_heads=2, to="halves")
     tensor([0., 2., 1., 3., 4., 6., 5., 7.])

@@ -104,8 +104,8 @@ class Encoder(nn.Module):
     def forward(self, ids: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The last states (batch, tokens, dim) of word pieces, int64 (batch, tokens); those of padding mean nothing.
 
-        ``key_mask`` is boolean (batch, tokens), True = a real token; default: all are. ValueError: ``ids`` has more
-        than ``context_length`` tokens.
+        ``key_mask`` is boolean (batch, tokens), True = a real token; default: all are. Raises a ValueError if ``ids``
+        has more than ``context_length`` tokens.
         """
         x = self.embed(ids)
         for block in self.blocks:
@@ -118,8 +118,8 @@ class Encoder(nn.Module):
 
         Each has length 1, so their dot product is the cosine similarity, and no gradient. ``batch_size`` is how many
         texts of similar length are computed at once; on a CPU, fewer are where that is faster. Long lists show their
-        progress. TypeError, ValueError: texts are not strings, one has more than ``context_length`` word pieces, or
-        ``batch_size`` is not an int of at least 1.
+        progress. Raises a TypeError or ValueError if texts are not strings, one has more than ``context_length`` word
+        pieces, or ``batch_size`` is not an int of at least 1.
         """
         from tqdm import tqdm  # comes with tokenizers
 

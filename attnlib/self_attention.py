@@ -11,8 +11,8 @@ from attnlib.attend import _scores, _softmax, active_dropout, blank, hide_paddin
 def context_vectors(x: Tensor) -> Tensor:
     """Average the tokens by how alike they are, with no trained weights and no scale.
 
-    Formula: ``softmax(x xᵀ) x``, a softmax over each row; x and the result are (…, tokens, d_in). TypeError,
-    ValueError: x is not a floating-point tensor, or has fewer than two axes.
+    Formula: ``softmax(x xᵀ) x``, a softmax over each row; x and the result are (…, tokens, d_in). Raises a TypeError or
+    ValueError if x is not a floating-point tensor, or has fewer than two axes.
 
     Source: Raschka 2024, "Build a Large Language Model (From Scratch)", section 3.3.
 
@@ -67,7 +67,7 @@ class SelfAttention_v1(Layer):
     Formula: ``softmax(Q Kᵀ / √d_out) V`` with ``Q = x W_query + bias_query``, and K and V likewise.
 
     Args:
-        d_in, d_out: size of a token's vector; and of a query, a key, a value and a context vector.
+        d_in, d_out: size of a token's vector, and that of a query, a key, a value and a context vector.
         qkv_bias: add a trained vector (d_out,) after each product; it starts at zero.
 
     Attributes:
@@ -96,7 +96,7 @@ class SelfAttention_v1(Layer):
     def from_v2(cls, v2: "SelfAttention_v2") -> "SelfAttention_v1":
         """Make a v1 with copies of the weights of ``v2``, transposed, and of its biases; what is frozen stays frozen.
 
-        TypeError: ``v2`` is not a ``SelfAttention_v2``.
+        Raises a TypeError if ``v2`` is not a ``SelfAttention_v2``.
         """
         if type(v2) is not SelfAttention_v2:  # CausalAttention is one of its subclasses
             raise TypeError(f"v2 must be a SelfAttention_v2; got {type(v2).__name__}")

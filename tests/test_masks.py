@@ -135,7 +135,7 @@ def test_errors():
         padding_mask(torch.tensor([True]), 3)
     with pytest.raises(TypeError, match="lengths must be an integer tensor; got list"):
         padding_mask([1], 3)
-    with pytest.raises(ValueError, match=r"lengths must have shape \(batch,\); got \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"lengths must have shape \(batch\); got \(1, 2\)"):
         padding_mask(torch.tensor([[1, 2]]), 3)
     with pytest.raises(ValueError, match=r"lengths must lie between 0 and num_tokens=3; got \[1, 4\]"):
         padding_mask(torch.tensor([1, 4]), 3)
