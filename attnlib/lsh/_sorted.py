@@ -163,14 +163,9 @@ class Group:
         self.place = (slot + first * width).transpose(0, 1).flatten(1)
         # (count, num_hashes, width): the row of the layout's table for each place, 0 for an empty place
         self.taken = F.pad(order + (1 + first * tokens), (0, width - tokens))
-
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """First and last chunk (exclusive) of each block, counted over all heads of the group."""
-        return _ranges(len(self.taken) * self.layout.chunks, self.layout.block)
-
-    def pieces(self) -> Iterator[tuple[int, int]]:
-        """First and last token (exclusive) of runs as long as a block, counted over all heads of the group."""
-        return _ranges(self.place.shape[1], self.layout.block * self.layout.rule.chunk_size)
+        # the chunks of each block, and the tokens of runs as long as a block, counted over all heads of the group
+        self.blocks = _ranges(count * layout.chunks, layout.block)
+        self.pieces = _ranges(count * tokens, layout.block * rule.chunk_size)
 
 
 class Round:
@@ -207,5 +202,6 @@ class Round:
         return penalty.baddbmm_(query, keys.mT, beta=-1), query, keys, values
 
 
-def _ranges(total: int, size: int) -> Iterator[tuple[int, int]]:
-    return ((first, min(first + size, total)) for first in range(0, total, size))
+def _ranges(total: int, size: int) -> list[tuple[int, int]]:
+    """First and last (exclusive) of each range that is as long as ``size``, or shorter at the end."""
+    return [(first, min(first + size, total)) for first in range(0, total, size)]

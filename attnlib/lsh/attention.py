@@ -121,7 +121,7 @@ def lsh_forward(
     for group in layout.groups():
         for r in range(layout.num_hashes):
             sorted_heads = Round(group, r)
-            for first, last in group.blocks():
+            for first, last in group.blocks:
                 scores, _, _, values = sorted_heads.block(first, last)
                 top = torch.amax(scores, -1, keepdim=True, out=tops[r, first:last])
                 torch.sum(scores.sub_(top).exp2_(), -1, keepdim=True, out=totals[r, first:last])
@@ -142,7 +142,7 @@ def _merge_rounds(group: Group, sums: Tensor, tops: Tensor, totals: Tensor, outp
     weights.div_(whole).masked_fill_(alone, 0.0)
     values = group.table[:, group.layout.head_dim :]
     rounds = torch.arange(len(top), device=top.device)[:, None]
-    for first, last in group.pieces():
+    for first, last in group.pieces:
         rows = (group.place[:, first:last] + rounds * tops.shape[1]).flatten()
         parts = sums.index_select(0, rows).unflatten(0, (len(top), -1))
         merged = parts.mul_(weights[:, first:last, None]).sum(0)
@@ -182,7 +182,7 @@ def lsh_backward(
             sorted_heads = Round(group, r)
             rows = sorted_heads.rows[c:]
             sorted_inner, sorted_whole = (t[rows].view(-1, c, 1) for t in (inner, whole))
-            for first, last in group.blocks():
+            for first, last in group.blocks:
                 here = rows[first * c : last * c]
                 d_out = torch.index_select(d_output, 0, here, out=d_sorted[: len(here)]).view(-1, c, e)
                 scores, query, keys, values = sorted_heads.block(first, last)
@@ -196,7 +196,7 @@ def lsh_backward(
                 d_key[first:last].baddbmm_(flipped_scores[:, :c], query)
                 torch.bmm(d_scores, keys, out=d_query[first:last])
             for whole_grad, sorted_grad in ((as_key, d_key[1:]), (as_value, d_value[1:]), (as_query, d_query)):
-                for first, last in group.pieces():
+                for first, last in group.pieces:
                     whole_grad[first:last] += sorted_grad.flatten(0, 1).index_select(0, group.place[r, first:last])
         unit = group.table[:, :d]
         as_value += d_output[of_tokens] * (whole[of_tokens] == torch.inf)  # the output of a token alone is its value
