@@ -47,8 +47,8 @@ class Rule(NamedTuple):
         return [self.chunk_size, self.num_buckets, *map(int, self[2:5])], self.scale
 
     def codes(self, slot: Tensor, buckets: Tensor, span: int) -> tuple[Tensor, Tensor]:
-        """Two codes of each token, (heads, num_hashes, tokens): one says who is visible within a round's own windows,
-        the other whether an earlier round has shown a pair, for any two tokens of a head."""
+        """Two codes of each token, (heads, num_hashes, tokens). The first says who is visible within a round's own
+        windows, the second whether an earlier round has shown a pair, for any two tokens of a head."""
         head = torch.arange(len(slot), device=slot.device)[:, None, None]
         if self.is_causal and not self.across_buckets:
             code = slot + buckets * self.chunk_size + head * span

@@ -88,8 +88,8 @@ class MemoryAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, memory: KVMemory | MemoryHits | None = None, key_mask: Tensor | None = None) -> Tensor:
-        """Compute the context vectors of x; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``, but those of
-        padding are what ``out_proj`` makes of zeros.
+        """Compute the context vectors of x; shapes and ``key_mask`` as in ``SelfAttention_v1.forward``, except that the
+        context vectors of padding are what ``out_proj`` makes of zeros.
 
         ``memory`` comes from ``new_memory`` and has as many rows as x, or 1 for a single text. Or it is the hits that
         ``read`` found there. Without it, and for each row that holds nothing yet, this is causal attention.
