@@ -56,11 +56,9 @@ def lsh_attention(
         across_buckets: ignore the buckets after sorting, so that the chunks alone decide.
         scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. The paper's is ``head_dim ** -0.5``.
 
-    Returns (batch, heads, tokens, value_dim) in the dtype of ``value``, differentiable once. ``torch.vmap`` works.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind, dtypes or devices differ, or a shape does not fit.
-        NotImplementedError: its gradient is differentiated again; ``attend`` can do that with a mask.
+    Returns (batch, heads, tokens, value_dim) in the dtype of ``value``. ``torch.vmap`` works. NotImplementedError: the
+    gradient is differentiated again, which ``attend`` with a mask can do. TypeError, ValueError: an argument is of the
+    wrong kind, dtypes or devices differ, or a shape does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; N_ij, the rounds in which i sees j, is in its appendix A.
 

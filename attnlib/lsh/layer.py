@@ -32,9 +32,8 @@ class LSHSelfAttention(nn.Module):
         W_query_key, W_value: ``nn.Linear(d_in, d_out)``; out_proj: ``nn.Linear(d_out, d_out)``; created in this order.
         rotations: buffer (num_heads, num_hashes, head_dim, num_buckets // 2), kept in the ``state_dict``.
 
-    Raises:
-        TypeError, ValueError: a size is not a positive int, d_out is not divisible by ``num_heads``, ``num_buckets`` is
-            odd, or an option is not a bool; in ``forward``, x or ``key_mask`` is of the wrong kind or shape.
+    TypeError, ValueError: a size is not a positive int, d_out is not divisible by ``num_heads``, ``num_buckets`` is
+    odd, or an option is not a bool; in ``forward``, x or ``key_mask`` is of the wrong kind or shape.
 
     Source: Kitaev et al. 2020, "Reformer", section 2.
 

@@ -37,12 +37,10 @@ def sharded_attend(
     Returns what ``attend`` returns for this process's queries over the whole sequence. It can be differentiated once;
     then all processes of the group must run the backward pass.
 
-    Raises:
-        TypeError, ValueError: as ``attend``; or the processes disagree on dtypes, sizes, ``is_causal``, ``scale`` or
-            whether gradients are wanted: then all raise, and the message names the rank.
-        RuntimeError: torch.distributed is not initialised.
-        ConnectionError: a process died or did not answer; the message names its rank. Each transfer may wait for the
-            time-out of the group, and finding out which rank failed takes up to 2 more seconds per rank.
+    TypeError, ValueError: as ``attend``; or the processes disagree on dtypes, sizes, ``is_causal``, ``scale`` or
+    whether gradients are wanted: then all raise, and the message names the rank. RuntimeError: torch.distributed is
+    not initialised. ConnectionError: a process died or did not answer; the message names its rank. Each transfer may
+    wait for the time-out of the group, and finding out which rank failed takes up to 2 more seconds per rank.
 
     Source: Liu, Zaharia and Abbeel 2023, "Ring Attention with Blockwise Transformers for Near-Infinite Context".
 
