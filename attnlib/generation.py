@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_counts, check_device, check_divisible, check_input
+from attnlib._validate import check_bool, check_counts, check_device, check_divisible, check_input
 from attnlib.attend import _scores, _softmax, blank, hide_padding
 from attnlib.kv_cache import Angles, KVCache
 from attnlib.positions import check_rotary, cos_sin, turn
@@ -18,9 +18,8 @@ class GroupedQueryAttention(nn.Module):
 
     Formula: that of ``MultiHeadAttention``, but query head h uses the keys and values of head
     ``h // (num_heads / num_kv_heads)``; queries and keys are turned by ``rotate``; and with a window, a query sees the
-    keys of ``sliding_window_mask``. With as many key heads as heads, and ``base=None``, it equals
-    ``MultiHeadAttention``; one key head is multi-query attention. As in Llama and Mistral, there is no dropout, and
-    W_query, W_key and W_value have no bias.
+    keys of ``sliding_window_mask``. With as many key heads as heads, and ``rotary=False``, it equals
+    ``MultiHeadAttention`` without dropout; one key head is multi-query attention.
 
     ``forward`` only reads the cache, ``append`` only writes it. Call ``append`` first, because a token sees itself.
     However the tokens are split into calls, the outputs are those of one call on all of them without a cache.
@@ -29,11 +28,11 @@ class GroupedQueryAttention(nn.Module):
     on an H100. Call ``torch.backends.cuda.enable_cudnn_sdp(False)`` before you generate; a step then takes 0.5 ms.
 
     Args:
-        d_in, d_out, context_length, num_heads: as in ``MultiHeadAttention``. At most ``context_length`` tokens are in x
-            or held in the cache; with a window, generation can go on for ever.
+        d_in, d_out, context_length, num_heads, qkv_bias: as in ``MultiHeadAttention``. At most ``context_length``
+            tokens are in x or held in the cache; with a window, generation can go on for ever.
         num_kv_heads: number of heads of keys and values; it divides ``num_heads``.
-        base: turn queries and keys as ``rotate`` does, with layout "halves" (``convert_rotary_layout`` converts weights
-            for "pairs"). With None, nothing is turned, so order is left to the causal mask.
+        rotary, base: turn queries and keys as ``rotate`` does, with layout "halves" (``convert_rotary_layout`` converts
+            weights for "pairs"). Without it, order is left to the causal mask.
         window, sinks: as in ``sliding_window_mask``; default: a query sees all tokens before it.
 
     Attributes:
@@ -63,9 +62,11 @@ class GroupedQueryAttention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         *,
-        base: float | None = 10000.0,
+        rotary: bool = True,
+        base: float = 10000.0,
         window: int | None = None,
         sinks: int = 0,
+        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
         check_counts(d_in=d_in, d_out=d_out, context_length=context_length)
@@ -74,14 +75,14 @@ class GroupedQueryAttention(nn.Module):
         if num_heads % num_kv_heads:
             raise ValueError(f"num_heads must be divisible by num_kv_heads; got {num_heads=}, {num_kv_heads=}")
         head_dim = d_out // num_heads
-        if base is not None:
-            check_rotary(head_dim, base)
+        check_bool("rotary", rotary)
+        check_rotary(head_dim if rotary else 0, base)
         self.d_in, self.context_length, self.head_dim = d_in, context_length, head_dim
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
-        self.base, self.window, self.sinks = base, window, sinks
+        self.rotary, self.base, self.window, self.sinks = rotary, base, window, sinks
         self.new_cache()  # raises an error if window and sinks do not fit together
-        self.W_query = nn.Linear(d_in, d_out, bias=False)
-        self.W_key, self.W_value = (nn.Linear(d_in, num_kv_heads * head_dim, bias=False) for _ in range(2))
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key, self.W_value = (nn.Linear(d_in, num_kv_heads * head_dim, bias=qkv_bias) for _ in range(2))
         self.out_proj = nn.Linear(d_out, d_out)
 
     def new_cache(self) -> KVCache:
@@ -157,7 +158,7 @@ class GroupedQueryAttention(nn.Module):
             if cache._padded:
                 positions = cache.positions
                 rows = blank(rows, positions[:, None, len(cache) - tokens :] >= 0)
-            if angles is None and self.base is not None:  # someone called cache.append
+            if angles is None and self.rotary:  # someone called cache.append
                 angles = self._angles(rows, cache.positions[:, len(cache) - tokens :])
         query = self._split(self.W_query(rows), self.num_heads, angles)
         return query, key.to(query.dtype), value.to(query.dtype), positions
@@ -181,7 +182,7 @@ class GroupedQueryAttention(nn.Module):
 
     def _key_value(self, x: Tensor, positions: Tensor | None, cache: KVCache) -> tuple[Tensor, Tensor, Angles | None]:
         """Keys and values of the tokens after those of the cache, and the angles by which the keys are turned."""
-        angles = None if self.base is None else self._next_angles(x, positions, cache)
+        angles = self._next_angles(x, positions, cache) if self.rotary else None
         key = self._split(self.W_key(x), self.num_kv_heads, angles)
         return key, self._split(self.W_value(x), self.num_kv_heads), angles
 
@@ -200,7 +201,7 @@ class GroupedQueryAttention(nn.Module):
     def _angles(self, rows: Tensor, positions: Tensor) -> Angles:
         """For rows at their positions, (batch or 1, tokens)."""
         dtype = torch.promote_types(rows.dtype, torch.float32)
-        cos, sin = cos_sin(positions.unsqueeze(1), self.head_dim, self.base)  # type: ignore[arg-type]
+        cos, sin = cos_sin(positions.unsqueeze(1), self.head_dim, self.base)
         return cos.to(dtype), sin.to(dtype)
 
     def _split(self, projected: Tensor, num_heads: int, angles: Angles | None = None) -> Tensor:

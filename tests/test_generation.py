@@ -53,7 +53,7 @@ def by_loops(layer, x):
     for h in range(layer.num_heads):
         own, shared = (slice(i * HEAD_DIM, (i + 1) * HEAD_DIM) for i in (h, h // group))
         query, key, value = layer.W_query(x)[:, own], layer.W_key(x)[:, shared], layer.W_value(x)[:, shared]
-        if layer.base is not None:
+        if layer.rotary:
             query, key = (rotate(t, torch.arange(tokens), base=layer.base) for t in (query, key))
         window = layer.window or tokens
         mask = [[j <= i and (i - j < window or j < layer.sinks) for j in range(tokens)] for i in range(tokens)]
@@ -96,9 +96,9 @@ def test_bytes_of_the_cache():
 
 
 @windows
-@pytest.mark.parametrize(("num_kv_heads", "base"), [(1, 50.0), (2, 50.0), (3, None), (6, 50.0)])
-def test_equals_the_loops_forward_and_backward(num_kv_heads, base, options, monkeypatch):
-    layer, x = make(num_kv_heads, base=base, **options), draw().requires_grad_()
+@pytest.mark.parametrize(("num_kv_heads", "rotary"), [(1, True), (2, True), (3, False), (6, True)])
+def test_equals_the_loops_forward_and_backward(num_kv_heads, rotary, options, monkeypatch):
+    layer, x = make(num_kv_heads, rotary=rotary, base=50.0, qkv_bias=True, **options), draw().requires_grad_()
     leaves = [x, *layer.parameters()]
     want = torch.stack([by_loops(layer, row) for row in x])
     wanted_gradients = torch.autograd.grad(want.square().sum(), leaves)
@@ -109,10 +109,11 @@ def test_equals_the_loops_forward_and_backward(num_kv_heads, base, options, monk
         assert_close(torch.autograd.grad(got.square().sum(), leaves), wanted_gradients, atol=1e-11, rtol=0)
 
 
-def test_with_as_many_key_heads_and_no_turning_it_is_multi_head_attention():
-    layer = make(HEADS, base=None)
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_with_as_many_key_heads_and_no_turning_it_is_multi_head_attention(qkv_bias):
+    layer = make(HEADS, rotary=False, qkv_bias=qkv_bias)
     torch.manual_seed(0)
-    plain = MultiHeadAttention(D_IN, D_OUT, CONTEXT, 0.0, HEADS).double()
+    plain = MultiHeadAttention(D_IN, D_OUT, CONTEXT, 0.0, HEADS, qkv_bias).double()
     x, real = draw(), torch.arange(TOKENS) >= torch.tensor([[0], [3], [TOKENS]])
     assert_close(layer(x), plain(x), **EXACT)  # the seed gives the same draws
     nn.init.normal_(plain.W_key.weight)
@@ -175,7 +176,7 @@ def test_equals_the_attention_of_transformers(name, base, window):
 def test_a_cache_changes_nothing(data):
     """Any split into calls, any heads, windows and sinks, and padding anywhere, whatever it holds."""
     options = data.draw(st.sampled_from(WINDOWS))
-    layer = make(data.draw(st.sampled_from([1, 2, 3, 6])), base=data.draw(st.sampled_from([10000.0, None])), **options)
+    layer = make(data.draw(st.sampled_from([1, 2, 3, 6])), rotary=data.draw(st.booleans()), **options)
     cuts = sorted(data.draw(st.lists(st.integers(0, TOKENS), max_size=TOKENS)))
     sizes = [b - a for a, b in zip([0, *cuts], [*cuts, TOKENS])]
     x, kind = draw(seed=data.draw(st.integers(0, 99))), data.draw(st.sampled_from(["none", "left", "anywhere"]))
@@ -409,11 +410,11 @@ def test_errors_of_construction():
         make(7, 7)
     with pytest.raises(ValueError, match="head_dim must be even, .*; got 3"):
         make(8, 8)
-    make(8, 8, base=None)
+    make(8, 8, rotary=False)
     with pytest.raises(ValueError, match="sinks need a window, .*; got sinks=2"):
         make(sinks=2)
-    with pytest.raises(TypeError, match="base must be a number; got str"):
-        make(base="halves")
+    with pytest.raises(TypeError, match="rotary must be a bool; got str"):
+        make(rotary="halves")
     with pytest.raises(ValueError, match="base must be positive; got -1"):
         make(base=-1)
 

@@ -70,8 +70,10 @@ LAYERS = {
         has_second_derivatives=False,
     ),
     "memory": Row(lambda: MemoryAttentionAlone(D_IN, 6, CONTEXT, 0.0, 2, qkv_bias=True)),
-    "grouped": Row(lambda: GroupedQueryAttentionAlone(D_IN, 12, CONTEXT, 6, 2), has_dropout=False),
-    "window": Row(lambda: GroupedQueryAttentionAlone(D_IN, 12, CONTEXT, 6, 3, window=3, sinks=1), has_dropout=False),
+    "grouped": Row(lambda: GroupedQueryAttentionAlone(D_IN, 12, CONTEXT, 6, 2, qkv_bias=True), has_dropout=False),
+    "window": Row(
+        lambda: GroupedQueryAttentionAlone(D_IN, 12, CONTEXT, 6, 3, window=3, sinks=1, qkv_bias=True), has_dropout=False
+    ),
     "full": Row(lambda: MultiHeadAttention(D_IN, 6, CONTEXT, 0.0, 2, True, is_causal=False), is_causal=False),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
