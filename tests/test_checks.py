@@ -1,7 +1,6 @@
 """Every check passes its own reference, names every mistake in its table, and rejects every mechanical mutant."""
 
 import json
-import math
 import re
 
 import einops  # noqa: F401 (a row uses it)
@@ -10,8 +9,7 @@ import torch
 
 from attnlib.checks import Verdict
 from attnlib.checks.exercise import Exercise, draw
-from equivalent_mutants import EQUIVALENT
-from mutants import ROOT, START, exercises, kill_table, mutants, with_table
+from mutants import EQUIVALENT, ROOT, START, exercises, kill_table, mutants, with_table
 
 CHECKS = exercises()
 every_check = pytest.mark.parametrize("name", CHECKS)
@@ -35,18 +33,18 @@ def test_each_named_mistake_is_rejected_by_its_own_sentence(name):
 @every_check
 def test_mutants_of_the_reference_are_rejected_but_for_those_that_change_nothing(name):
     accepted = {line for line, mutant in mutants(CHECKS[name].reference) if CHECKS[name].accepts(mutant)}
-    assert accepted == set(EQUIVALENT.get(name, {}))
+    assert accepted == {line for check, line in EQUIVALENT if check == name}
 
 
 def test_the_published_tables_hold_counts_that_are_as_large_as_we_say():
-    table = kill_table(EQUIVALENT)
+    table = kill_table()
     for path in (ROOT / "README.md", ROOT / "notebooks" / "00_start_here.ipynb"):
         text = path.read_text(encoding="utf-8")
         cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"]] if path.suffix == ".ipynb" else [text]
         assert any(START in cell for cell in cells)
         assert cells == [with_table(cell, table) for cell in cells], "run python tests/mutants.py"
     named, killed = re.search(r"\*\*(\d+)\*\* \| \*\*(\d+)\*\* \|$", table).groups()
-    assert int(named) >= 600
+    assert int(named) >= 690
     assert int(killed) >= 1000
 
 
@@ -88,15 +86,14 @@ x.cumsum(-1)[:, -1]  # do without cumsum()
 (x.sum(-1), x.sum(-1))  # the first alone is right
 [x[0], x[1]]  # torch.stack
 (x / x.sum(-1)).sum(-1)  # The shapes that met are (2, 3) and (2,). Is an axis missing: keepdim=True
-x @ x  # (2, 3) and (2, 3). A product needs the last axis of the first to be the last but one
-x @ x  # the last but one of the second: is .mT missing?
+x @ x  # (2, 3) and (2, 3). A product needs the last axis of the first to be the last but one of the second: is .mT
 x.sum(-1) * size  # It reads `size` from the notebook
 torch.stack([x[i].sum() for i in range(size)])  # It reads `size` from the notebook
 x[:2].sum(-1) if len(x) == 2 else 1 / 0  # Right for x (2, 3). But for x (4, 5): <lambda> raised
 (x.sum(-1) + 1).requires_grad_()  # it gives 4; 3 is right
 x.sum(-1) * float("nan")  # returns NaN
 torch.tensor([3.0, 12.0])  # should return the shape (4,)
-x.sum(-1) * (1 + 2e-4)  # at [1] it gives 12.0024; 12.0000 is right
+x.sum(-1) * (1 + 2e-4)  # at [1] it gives 12.0024; 12 is right
 x.sum(-1) + torch.rand(())  # Two calls give different numbers
 x.sum(-1).to("meta")  # must return a tensor or a number; it returned a Tensor
 "text"  # must return a tensor or a number; it returned a str
@@ -174,9 +171,6 @@ POSITIVE = exercise(
 )
 MASK = exercise(lambda x: x > 0, [draw(1, (3, 5))])
 SIZES = exercise(lambda x: tuple(x.shape), [draw(1, (3, 5))])
-AT_TWO = exercise(
-    lambda: math.exp, [(2.0,)], "math.log  # That is the logarithm.", adapt=lambda answer: lambda x: answer()(x)
-)
 NAMED = exercise(
     lambda x, n: n * x, [(torch.ones(2), 3)], "twice = 2 * x; less = lambda k: k * x - x\ntwice; less(3)  # Take n."
 )
@@ -192,19 +186,8 @@ NAMED = exercise(
         (SIZES, lambda x: x.shape, "✓ Right."),
         (SIZES, lambda x: x.shape[:1], "should return 2 numbers in a tuple; it returned 1."),
         (SIZES, lambda x: (x.shape, 5), "must return a tuple of 2 numbers"),
-        (AT_TWO, lambda: lambda x: math.e**x, "✓ Right."),
-        (AT_TWO, lambda: lambda x: math.log(x), "✗ That is the logarithm."),
         (NAMED, lambda x, n: 2 * x, "✗ Take n."),
-        (NAMED, lambda x, n: x.mul_(n), "changes its input"),
     ],
 )
-def test_what_is_said_about_masks_truth_tuples_functions_and_words_of_a_table(check, answer, says):
+def test_what_is_said_about_masks_truth_tuples_and_words_of_a_table(check, answer, says):
     assert says in repr(check(answer))
-
-
-def test_numbers_may_change_in_place():
-    def doubled(total):
-        total *= 2
-        return total
-
-    assert exercise(lambda total: 2 * total, [(torch.tensor(3.0),)])(doubled).passed

@@ -19,12 +19,6 @@ def softmax_rows(scores):
     return torch.stack([row / row.sum() for row in rows]).reshape(scores.shape)
 
 
-def contexts(x):
-    if x.ndim == 3:
-        return torch.stack([contexts(sentence) for sentence in x])
-    return torch.stack([(x @ query).softmax(0) @ x for query in x])
-
-
 def carried(v1, parameter=lambda weight: nn.Parameter(weight.detach().T.clone()), names=("query", "key", "value")):
     v2 = SelfAttention_v2(*v1.W_query.shape)
     for name in names:
@@ -55,15 +49,15 @@ def counted(d_in, d_out, num_heads, qkv_bias):
     return sum(p.numel() for p in MultiHeadAttention(d_in, d_out, 7, 0.0, num_heads, qkv_bias).parameters())
 
 
-def many_heads(query, key, value, num_heads, join="b h t c -> b t (h c)"):
+def many_heads(query, key, value, num_heads):
     q, k, v = (einops.rearrange(x, "b t (h c) -> b h t c", h=num_heads) for x in (query, key, value))
     scores = torch.einsum("bhqc,bhkc->bhqk", q, k) * q.shape[-1] ** -0.5
-    return einops.rearrange((scores + upper(scores)).softmax(-1) @ v, join)
+    return einops.rearrange((scores + upper(scores)).softmax(-1) @ v, "b h t c -> b t (h c)")
 
 
-def in_words(x, W_query, W_key, W_value, scores="b q h d, b k h d -> b h q k", late=1.0):
+def in_words(x, W_query, W_key, W_value, scores="b q h d, b k h d -> b h q k"):
     query, key, value = (einops.einsum(x, w, "b t m, h m d -> b t h d") for w in (W_query, W_key, W_value))
-    pattern = (einops.einsum(query, key, scores) * late / query.shape[-1] ** 0.5).softmax(-1) / late
+    pattern = (einops.einsum(query, key, scores) / query.shape[-1] ** 0.5).softmax(-1)
     return einops.rearrange(einops.einsum(pattern, value, "b h q k, b k h d -> b h q d"), "b h q d -> b q h d")
 
 
@@ -105,18 +99,6 @@ def topk_by_sorting(scores, top_k):
     return scores.masked_fill(places >= top_k, -torch.inf).softmax(-1)
 
 
-def topk_then_divided(scores, top_k):
-    weights = scores.softmax(-1)
-    kept = weights.where(scores >= scores.topk(min(top_k, scores.shape[-1])).values[..., -1:], 0.0)
-    return kept / kept.sum(-1, keepdim=True)
-
-
-def changing_x(layer, x, position):
-    before = layer(x.clone())
-    x[position:] += 1
-    return (layer(x) - before)[:position].abs().max()
-
-
 def outside_no_grad(v1):
     SelfAttention_v2(*v1.W_query.shape).W_query.weight.copy_(v1.W_query.T)
 
@@ -129,7 +111,7 @@ scores_shape: (*query.shape[:-1], key.shape[-2]); [*query.shape[:3], key.shape[2
 scores: [token @ query for token in tokens]; (tokens * query).sum(-1)
 softmax: softmax_rows(scores); (scores - scores.logsumexp(-1, keepdim=True)).exp()
 softmax: (e := (scores - scores.max(-1, keepdim=True).values).exp()) / e.sum(-1)[..., None]
-context_vectors: contexts(tokens); F.scaled_dot_product_attention(tokens, tokens, tokens, scale=1.0)
+context_vectors: F.scaled_dot_product_attention(tokens, tokens, tokens, scale=1.0)
 cosine_context: F.cosine_similarity(tokens[:, None], tokens[None], dim=-1).softmax(-1) @ tokens
 scaled_weights: softmax_rows(query @ key.T / query.shape[1] ** 0.5); ((query / len(query.T) ** 0.5) @ key.T).softmax(1)
 self_attention: F.scaled_dot_product_attention(x @ W_query, x @ W_key, x @ W_value)
@@ -150,13 +132,11 @@ loops_equation: "hqk->hk"; " a b c->a c\\n"; "h q k -> h k"
 matmul_equation: "nti,ntj"; "n t i, n t j -> i j\\n"; "btr,btc->rc"
 head_output: torch.cat([pattern[:, h] @ value[:, :, h] for h in range(value.shape[2])], dim=-1)
 einsum_attention: in_words(x, W_query, W_key, W_value)
-memory_keys: stacked.unbind(-2)[0].unflatten(-1, (heads, -1)).permute(0, 3, 1, 4, 2)
-memory_keys: split_memory_heads(stacked, heads)[0]
+memory_keys: stacked[..., 0, :].unflatten(-1, (heads, -1)).permute(0, 3, 1, 4, 2); split_memory_heads(stacked, heads)[0]
 memory_scores: (query.unsqueeze(-2) @ keys).squeeze(-2) / query.shape[-1] ** 0.5
 topk_attention: topk_masked(query, key, value, top_k)
 joint: merge([Attended(local, a), Attended(remote, b)]).output
 joint: local + (remote - local) / (1 + (a - b).exp())[..., None]
-joint: (torch.stack([a, b]).softmax(0)[..., None] * torch.stack([local, remote])).sum(0)
 hash: hash_buckets(vectors[None, None], directions[None, None])[0, 0, 0]
 sort_and_undo: torch.stack([o := buckets.sort(stable=True).indices, o.argsort()])
 combine_rounds: with_maximum(outputs, logsumexps)
@@ -167,10 +147,9 @@ merge: with_maximum(outputs, logsumexps); merge([Attended(*part) for part in zip
 online_step: step_in_place(top, total, scores)
 overlapping: scores[seen.any(0)].softmax(0) @ values[seen.any(0)]; (scores + seen.any(0).log()).softmax(-1) @ values
 masked_mean: torch.stack([text[real].mean(0) for text, real in zip(states, key_mask)])
-masked_mean: torch.where(key_mask[..., None], states, 0.0).sum(1) / key_mask.sum(1)[:, None]
 masked_mean: states.masked_fill(~key_mask[..., None], torch.nan).nanmean(1)
 head_shares: shares_in_loops(weights)
-topk_weights: topk_by_sorting(scores, top_k); topk_then_divided(scores, top_k)
+topk_weights: topk_by_sorting(scores, top_k)
 search: (questions @ (documents / documents.norm(dim=-1, keepdim=True)).T).topk(top_k).indices
 search: F.cosine_similarity(questions[:, None], documents, dim=-1).argsort(descending=True)[:, :top_k]
 """
@@ -181,18 +160,12 @@ same: bool((a - b).abs().max() < 8e-6)  # difference is 9e-06; True is right
 same: bool((a - b).abs().max() < 2e-5)  # difference is 1.2e-05; False is right
 same: torch.testing.assert_close(a, b)  # Return True or False instead
 scores_shape: (query @ key.mT).shape  # do without matmul()
-scores_shape: (*query.shape[:1], *key.shape[:1], 1)  # 4 numbers in a tuple; it returned 3
-scores: torch.ones(4)  # right shape, but
 softmax: scores.softmax(-1)  # do without softmax()
 softmax: nn.LogSoftmax(-1)(scores).exp()  # do without log_softmax()
-softmax: (e := scores.exp()) / e.sum(-1)  # keepdim=True
 context_vectors: (tokens @ tokens.T).softmax(-1) @ tokens  # Right for tokens (4, 4). But for tokens (7, 2, 3)
 context_vectors: (tokens @ tokens.T).softmax(-1) @ tokens  # .T reverses all axes
-context_vectors: (tokens @ tokens.mT).softmax(2) @ tokens  # Count axes from the end
 context_vectors: (tokens @ tokens.transpose(1, 2)).softmax(-1) @ tokens  # Count axes from the end
 cosine_context: (tokens @ tokens.T / tokens.norm() ** 2).softmax(-1) @ tokens  # All tokens share one length
-scaled_weights: softmax_rows(query @ key.T)[:1]  # should return the shape
-linear: torch.addmm(bias, x, weight.T)  # Right for x (5, 3) and weight (2, 3)
 linear: (weight @ x.transpose(0, 1)).T + bias  # But for x (2, 5, 3)
 v2_from_v1: outside_no_grad(v1)  # Write into a parameter under torch.no_grad()
 v2_from_v1: carried(v1, names=("query", "key"))  # still drawn at random
@@ -200,17 +173,10 @@ v2_from_v1: 3  # Return a new SelfAttention_v2
 v2_from_v1: carried(v1, lambda w: nn.Parameter(w.T.clone(), False))  # are frozen
 causal_weights: scores.masked_fill(upper(scores).isinf(), -50.0).softmax(-1)  # a finite number
 causal_weights: (w := scores.softmax(-1).tril()) / (w.sum(-1, keepdim=True) + 1e-9)  # round to 0
-look_mask: look(lengths, tokens).float()  # boolean tensor
-look_mask: look(lengths, tokens)[-1]  # should return the shape
 dropout: F.dropout(weights, p)  # Two calls give different numbers
-leak: changing_x(layer, x, position)  # changes its input
 two_columns: wrapper(x, seed=None)  # right before you make the wrapper
-two_columns: wrapper(x, seed=6)  # has the right shape, but
-split_heads: x  # should return the shape
 join_heads: heads.transpose(1, 2).view(len(heads), heads.shape[2], -1)  # RuntimeError
-parameter_count: 150  # gives 150
 multi_head: F.scaled_dot_product_attention(query, key, value, is_causal=True)  # without scaled_dot_product_attention()
-multi_head: many_heads(query, key, value, num_heads, join="b h t c -> b t (c h)")  # alternate in the join
 loops_equation: "head key query -> head key"  # you wrote `head query key -> head query`. But
 loops_equation: "h q -> h"  # but its shape is
 loops_equation: ("h q k", "h k")  # raised
@@ -220,24 +186,8 @@ matmul_equation: "t i, t j -> i j"  # need no name.
 einsum_attention: in_words(x, W_query, W_key, W_value, "b t h d, b t h d -> b h t t")  # need two names
 einsum_attention: in_words(x, W_query, W_key, W_value).view(*x.shape[:2], len(W_query), -1)  # do without view()
 einsum_attention: x[:, None] @ W_query  # do without matmul()
-einsum_attention: in_words(x, W_query, W_key, W_value, late=W_query.shape[-1] ** 0.5)  # inside the softmax
-memory_keys: stacked[..., 0, :].reshape(len(stacked), heads, stacked.shape[1], -1, stacked.shape[2])  # mix the numbers
-topk_attention: (query @ key.mT).topk(top_k).softmax(-1)  # no attribute 'softmax'
-joint: torch.sigmoid(b - a) * remote + torch.sigmoid(a - b) * local  # the wrong axis
-hash: torch.cat([vectors @ directions, -vectors @ directions]).argmax(-1)  # should return the shape
 sort_and_undo: (buckets.argsort(stable=True), buckets.argsort(stable=True))  # make them one tensor
-visible: visible_in_loops(buckets, chunk_size).float()  # return a boolean tensor
-count_once: (scores - seen.sum(0).log()).masked_fill(seen, -torch.inf)  # wrong way around
 log_sum_exp: torch.special.logsumexp(scores, dim=-1)  # do without logsumexp()
-log_sum_exp: (scores - scores.max(-1)).exp()  # raised TypeError
-online_step: torch.stack([top.maximum(scores.max()), total + scores.exp().sum()])  # new top before exp
-overlapping: (w := scores.exp() * seen.any(0)) @ values / w.sum()  # exp overflows
-masked_mean: states[key_mask].mean(0)  # should return the shape
-masked_mean: (states * key_mask).sum(1)  # Is an axis missing
-head_shares: weights.diagonal(-1).mean()  # should return the shape
-topk_weights: scores.topk(min(top_k, scores.shape[-1]))  # take .values or .indices
-topk_weights: topk_by_sorting(scores, top_k) / 2  # has the right shape, but
-search: (questions @ F.normalize(documents, dim=-1).T).topk(top_k)  # take .values or .indices
 """
 
 

@@ -2,12 +2,7 @@
 
 from attnlib.checks.causal import check_causal_weights, check_dropout, check_leak, check_look_mask
 from attnlib.checks.context_vectors import check_context_vectors, check_cosine_context, check_scores, check_softmax
-from attnlib.checks.einsum import (
-    check_einsum_attention,
-    check_head_output,
-    check_loops_equation,
-    check_matmul_equation,
-)
+from attnlib.checks.einsum import check_einsum_attention, check_head_output, check_loops_equation, check_matmul_equation
 from attnlib.checks.generation import (
     check_cache_bytes,
     check_cache_step,

@@ -51,8 +51,7 @@ CAUSAL_ROWS = """
 average(s.softmax(-1))  # The future is not hidden: these are the weights of full attention.
 average(hidden(s, later(s).mT))  # The mask is the wrong way around: it hides the past.
 average(hidden(s, ~later(s)))  # masked_fill hides where its mask is True: give it triu(diagonal=1).
-average(hidden(s, later(s, 0)))  # The diagonal is hidden too, but a token may see itself: use triu(diagonal=1).
-average(hidden(s, later(s, 2)))  # One later token can still be seen: use triu(diagonal=1), not 2.
+average(hidden(s, later(s, 0))); average(hidden(s, later(s, 2)))  # A token sees itself, no later one: triu(diagonal=1).
 filled = lambda number: average(hidden(s, fill=number)); cut = s.softmax(-1).tril()
 filled(-30.0); filled(-100.0); filled(-1e9)  # Scores may lie below a finite number: use −∞.
 average(s.tril().softmax(-1))  # The hidden scores are set to 0, and exp(0) is 1: set them to −inf.
@@ -63,11 +62,10 @@ average(hidden(s, dim=-2))  # The softmax runs over the queries: use dim=-1, so 
 average(share(s.exp().tril()))  # The exponentials overflow: hide scores, and use softmax.
 """
 
-RISING = torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0])  # what is visible underflows
-APART = torch.tensor([-1e12, -100.0, 100.0, -1000.0, 1000.0, 0.0])[:, None]
-SCORES = [*draw(3, (5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1), scale=3.0), *(x + RISING for x in draw(5, (5, 5)))]
-SCORES += [draw(4, (6, 6))[0] + APART, draw(6, (2, 5, 5))[0].round().clamp(-1, 1)]  # real scores of exactly 0
-SCORES += [draw(7, (4, 4), double=True)[0] - 80]
+SCORES = [*draw(3, (5, 5), (2, 7, 7), (2, 3, 4, 4), (1, 1), scale=3.0)]
+SCORES += [draw(5, (5, 5))[0] + torch.tensor([-900.0, -400.0, 0.0, 400.0, 900.0])]  # what is visible underflows
+SCORES += [draw(4, (6, 6))[0] + torch.tensor([-1e12, -100.0, 100.0, -1000.0, 1000.0, 0.0])[:, None]]
+SCORES += [draw(6, (2, 5, 5))[0].round().clamp(-1, 1), draw(7, (4, 4), double=True)[0] - 80]  # real scores of exactly 0
 CAUSAL_TABLE = f"""
 Right: nothing later is seen, and every row sums to one, with a batch and without.
 s = scores; average = lambda weights: weights
@@ -89,10 +87,9 @@ real.expand(-1, tokens, -1)  # The future can still be seen: combine with the ca
 real | past  # A key must be real AND not later: combine the masks with &, not with |.
 real.mT & right  # Padded queries see nothing here, but only keys are hidden.
 look_mask((lengths + 1).clamp(max=tokens), tokens)  # One padding token can still be seen: position < length.
-right.tril(-1)  # A token may see itself: the diagonal of the causal part is True.
 real & square.triu()  # The past is hidden instead of the future.
 torch.where(right, 0.0, -torch.inf)  # These are numbers, 0 and −∞: return a boolean mask.
-real & square.tril(1)  # One later token can still be seen: tril(), not tril(1).
+right.tril(-1); real & square.tril(1)  # A token may see itself, but none after it: tril().
 real  # The axis of the queries has size one: combine with the causal mask (tokens, tokens).
 look_mask(lengths, int(lengths.max()))  # The mask needs `tokens` rows and columns, even if no sentence fills them.
 real.flip(-1) & past  # Here the padding is on the right: the real tokens come first.
@@ -116,8 +113,7 @@ torch.where(keep, weights / (1 - p), weights)  # What is dropped becomes 0; here
 (weights / (1 - p)).masked_fill(~keep, -torch.inf)  # What is dropped becomes 0, not −∞: these are weights.
 weights[keep] / (1 - p)  # Only what stays is returned: keep the shape, with zeros for what goes.
 """
-CHANCE = "keep already says what stays, so draw nothing here."
-check_dropout = Exercise(dropout, DROPPED, DROPOUT_TABLE, chance=CHANCE)
+check_dropout = Exercise(dropout, DROPPED, DROPOUT_TABLE, chance="keep says what stays, so draw nothing here.")
 
 LAYERS = [
     lambda x: -context_vectors(x) * torch.arange(1, len(x) + 1)[:, None],  # every token sees every token

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnlib.checks.exercise import Exercise, by_row, draw
+from attnlib.checks.exercise import Exercise, draw
 
 
 def scores(query: Tensor, tokens: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ s  # These are the scores: take the softmax of each row, then the average.
 """
 
 CONTEXTS = [*draw(13, (5, 3), (4, 4), (7, 2, 3), (2, 3, 5), (130, 6), (1, 1, 4), (1, 3))]
-CONTEXTS += [*by_row((30, 0, 0.1, 5, 1, 20), *draw(23, (6, 3))), *by_row((40, 0.1, 1), *draw(24, (3, 4, 2)))]
+CONTEXTS += [*draw(23, (6, 3), rows=(30, 0, 0.1, 5, 1, 20)), *draw(24, (3, 4, 2), rows=(40, 0.1, 1))]
 CONTEXT_TABLE = f"""
 Right, for one sentence and for a batch.
 s = tokens @ tokens.mT; average = lambda weights: weights @ tokens
@@ -107,8 +107,8 @@ tokens @ (tokens.mT @ tokens).softmax(-1)  # tokens.mT @ tokens compares coordin
 {OVERFLOW_ROWS}{AVERAGE_ROWS}"""
 check_context_vectors = Exercise(context_vectors, [(tokens,) for tokens in CONTEXTS], CONTEXT_TABLE)
 
-COSINES: list[tuple] = [(x + 0.5,) for x in draw(14, (5, 5), (7, 3), (2, 11), (130, 4), (1, 3))]
-COSINES += [by_row((1000, 0.01, 1, 30, 100, 0.1), *draw(25, (6, 3))), draw(26, (4, 2), double=True)]
+COSINES = [(x + 0.5,) for x in draw(14, (5, 5), (7, 3), (2, 11), (130, 4), (1, 3))]
+COSINES += [draw(25, (6, 3), rows=(1000, 0.01, 1, 30, 100, 0.1)), draw(26, (4, 2), double=True)]
 COSINE_TABLE = f"""
 Right: a token's length no longer draws attention.
 unit = F.normalize(tokens, dim=-1); s = unit @ unit.mT; average = lambda weights: weights @ tokens

@@ -124,7 +124,6 @@ project = lambda weight: torch.einsum("btm,hmd->bthd", x, weight); d = W_query.s
 score = lambda names="bqhd,bkhd->bhqk": torch.einsum(names, project(W_query), project(W_key)) / d**0.5; s = score()
 average = lambda weights, names="bhqk,bkhd->bqhd": torch.einsum(names, weights, project(W_value))
 over = lambda size: average((s * (d / size) ** 0.5).softmax(-1)); w = s.softmax(-1)
-over(1) / d**0.5  # The scale belongs inside the softmax.
 over(x.shape[-1]); over(len(W_query)); over(x.shape[1])  # This is √d_model, √heads or √tokens: it must be √d.
 average(s.softmax(1))  # Softmax runs over heads: use dim=-1.
 average(causal_weights(s))  # The future is hidden: full attention has no mask.
@@ -141,5 +140,4 @@ average(score("bthd,bthd->bht").softmax(-1), "bht,bthd->bthd")  # tokens needs t
 einsum_attention(x, W_query, W_key, W_value).transpose(1, 2)  # Heads come before tokens: batch tokens heads d.
 einsum_attention(x, W_query, W_key, W_value).flatten(2)  # The heads are joined: here they keep their axis.
 {SCALE_ROWS.replace("head_dim", "d")}{OVERFLOW_ROWS}{AVERAGE_ROWS}"""
-WITHOUT = ("view", "permute", "matmul")
-check_einsum_attention = Exercise(einsum_attention, INPUTS, ATTENTION_TABLE, forbidden=WITHOUT)
+check_einsum_attention = Exercise(einsum_attention, INPUTS, ATTENTION_TABLE, forbidden=("view", "permute", "matmul"))

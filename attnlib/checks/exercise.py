@@ -24,9 +24,7 @@ def less(scores: Tensor, dim: int = -1) -> Tensor:
     return (scores - scores.amax(dim, keepdim=True)).exp()
 
 
-IN_EVERY_TABLE = {
-    "torch": torch, "F": F, "nn": nn, "math": math, "rearrange": rearrange, "share": share, "less": less
-}  # fmt: skip
+IN_EVERY_TABLE = {"torch": torch, "F": F, "nn": nn, "math": math, "rearrange": rearrange, "share": share, "less": less}
 
 
 class Mistake(NamedTuple):
@@ -122,14 +120,10 @@ class Exercise:
             return all(judge.is_right(case, judge.result(case)) for case in range(len(self.cases)))
 
 
-def draw(seed: int, *shapes: tuple[int, ...], scale: float = 1.0, double: bool = False) -> tuple[Tensor, ...]:
-    """Normal random tensors of these shapes, for a case."""
+def draw(seed: int, *shapes: tuple, scale: float = 1.0, rows: Sequence[float] = (), double: bool = False) -> tuple:
+    """Normal random tensors of these shapes, for a case. ``rows`` multiply the first one's rows: scores far apart."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [scale * torch.randn(shape, generator=generator) for shape in shapes]
+    if rows:
+        drawn[0] = torch.einsum("r,r...->r...", torch.tensor(rows, dtype=torch.float32), drawn[0])
     return tuple(x.double() if double else x for x in drawn)
-
-
-def by_row(factors: Sequence[float], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, with each row of the first multiplied by its factor, so that scores are far apart."""
-    first, *rest = tensors
-    return torch.tensor(factors).view(-1, *[1] * (first.ndim - 1)) * first, *rest

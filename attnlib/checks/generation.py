@@ -75,25 +75,22 @@ ROTATED = [(*draw(i, shape), torch.tensor(places), base) for i, (shape, places, 
 ROTATE_TABLE = """
 Right: any positions, any base, with heads and without.
 half = x.shape[-1] // 2; angles = positions[:, None] * base ** (-torch.arange(half) / half)
-cos = angles.cos(); sin = angles.sin(); a = x[..., :half]; b = x[..., half:]
+cos = angles.cos(); sin = angles.sin(); a = x[..., :half]; b = x[..., half:]; new = a * cos - b * sin
 pairs = lambda y: torch.stack(y.chunk(2, -1), -1).flatten(-2); halves = torch.cat([x[..., ::2], x[..., 1::2]], -1)
 rotate(x, -positions, base)  # It turns the other way: the first half is a cos θ − b sin θ.
 pairs(rotate(halves, positions, base))  # Neighbours turn together: pair i with i + head_dim / 2.
 pairs(rotate(x, positions, base))  # The halves are interleaved: put one after the other.
-rotate(x, torch.arange(len(positions)), base)  # Positions are counted from 0: use those that are given.
-rotate(x, positions + 1, base)  # All positions are one too large: use them as they are.
+rotate(x, torch.arange(len(positions)), base); rotate(x, positions + 1, base)  # Use the positions that are given.
 rotate(x, positions, 10_000.0)  # The base is fixed at 10,000: use the argument.
 rotate(x, positions, 1 / base)  # Later pairs turn faster: the power of the base is negative.
 by = lambda power: rotate(x, positions, base**power)
 by(0.5); by(2); by(half); by(2 * half)  # The power of the base must be −2i / head_dim.
 rotate(x, positions * base ** (-1 / half), base)  # The pairs are counted from 1: the first i is 0.
 rotate(x, positions, 1.0)  # All pairs turn by the same angle: later ones turn more slowly.
-turned = lambda factor: rotate(x, positions * factor, base)
-turned(torch.pi / 180); turned(2 * torch.pi)  # The angle is in radians: do not convert it.
+rotate(x, positions * torch.pi / 180, base); rotate(x, positions * 2 * torch.pi, base)  # Angles are in radians already.
 torch.cat([a * cos + b * sin, a * sin + b * cos], -1)  # Both signs are plus: the first half is a cos θ − b sin θ.
 torch.cat([a * sin - b * cos, a * cos + b * sin], -1)  # Sine and cosine are swapped: a cos θ − b sin θ comes first.
-new = a * cos - b * sin; late = torch.cat([new, new * sin + b * cos], -1)
-late  # The second half uses the new a: keep the old.
+torch.cat([new, new * sin + b * cos], -1)  # The second half uses the new a: keep the old.
 torch.cat([a * cos, a * sin + b * cos], -1); x * torch.cat([cos, cos], -1)  # A sine is missing: a turn mixes both.
 rotate(x, positions, base).roll(half, -1)  # The halves are swapped: cos · a − sin · b is first.
 """
@@ -112,7 +109,6 @@ by(group, 0); by(group, 2); by(group, 3)  # Repeat axis 1, the heads.
 shared(key[:, :1]); shared(key[:, -1:])  # All query heads get one key head: head h gets key head h // group.
 shared(key.mean(1, True)); shared(key.sum(1, True))  # The key heads are added or averaged: each stays what it is.
 key[:, :, None].expand(-1, -1, group, -1, -1)  # The copies have their own axis: flatten it into the heads.
-key.mT.repeat_interleave(group, 1)  # Tokens and head_dim are swapped: leave them as they are.
 key  # Nothing is repeated: there must be num_heads of them.
 """
 check_expand_heads = Exercise(expand_heads, EXPANDED, EXPAND_TABLE)
@@ -134,8 +130,7 @@ past = mask(w=kv_tokens); first = torch.arange(kv_tokens) < sinks
 mask(s=0)  # The sinks are missing: the first keys stay visible.
 mask() | ~past  # Later keys are visible: a query sees no key after itself.
 mask() | first  # A sink is seen before its time: key <= query holds for sinks as well.
-mask(w=window + 1)  # The window is one too wide: it counts the token itself.
-mask(w=window - 1)  # The window is one too narrow: it is the token itself and window − 1 before it.
+mask(w=window + 1); mask(w=window - 1)  # The window holds the token itself and window − 1 tokens before it.
 mask() & ~mask(w=1, s=0)  # A token does not see itself: key <= query.
 mask(s=sinks + 1)  # There is one sink too many: they are keys 0 to sinks − 1.
 mask(s=0) & first  # A key is visible in the window or as a sink: use |, not &.
@@ -157,7 +152,6 @@ MODELS = [
     {"hidden_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 18, "num_key_value_heads": 1, "head_dim": 128},
     {"hidden_size": 512, "num_attention_heads": 4, "num_hidden_layers": 26, "num_key_value_heads": 2, "head_dim": 256},
 ]
-CONFIGS = list(zip(MODELS, (1, 1024, 8000, 3, 4096), (2, 4, 2, 4, 1)))
 BYTES_TABLE = """
 Right: for each layer a key and a value per token and key head.
 queries = config["num_attention_heads"]; heads = config.get("num_key_value_heads", queries)
@@ -168,8 +162,7 @@ right / 2; right * 2  # Keys and values are both stored, once each.
 two * queries * d * n; two * wide * n  # These are all query heads: count the key heads.
 two * heads * (wide // queries) * n  # Where the configuration has head_dim, use it.
 two * heads * d * tokens  # These are numbers: multiply by bytes_per_number.
-two * heads * d * bytes_per_number  # This is for one token: multiply by tokens.
-right * tokens  # The tokens are squared: a key is stored once.
+two * heads * d * bytes_per_number; right * tokens  # Each token is stored once: multiply by tokens, once.
 two * heads * config.get("head_dim", wide // heads) * n  # head_dim is hidden_size // num_attention_heads.
 right / 8; right * 8  # bytes_per_number counts bytes already, and bytes are what to return.
 right / 2**10; right / 2**20  # This is in KiB or MiB: return bytes.
@@ -177,4 +170,4 @@ two * heads * d * tokens * 2  # Two bytes per number are fixed: use bytes_per_nu
 two * d * n  # One key head is counted: there are more.
 two * heads * n  # A key has head_dim numbers: multiply by it.
 """
-check_cache_bytes = Exercise(cache_bytes, CONFIGS, BYTES_TABLE)
+check_cache_bytes = Exercise(cache_bytes, list(zip(MODELS, (1, 1024, 8000, 3, 4096), (2, 4, 2, 4, 1))), BYTES_TABLE)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 HINTS = {  # what to say if an error contains these words
+    "Dimension out of range": " Count axes from the end: dim=-1 is the last.",
     "torch.return_types": " max(dim=…), sort and topk return values together with indices: take .values or .indices.",
     "a leaf Variable that requires grad": " Write into a parameter under torch.no_grad().",
     "more than once": " Two axes of the output need two names, one for the queries and one for the keys.",
@@ -216,8 +217,7 @@ def _raised(error: Exception, answer: Callable) -> str:
     lines = [linecache.getline(code.co_filename, number).strip() for frame, number in trace if frame.f_code is code]
     where = f" at `{lines[-1]}`" if lines and lines[-1] else ""
     said = str(error).splitlines()[0].rstrip(".") if str(error) else "no message"
-    advice = " Count axes from the end: dim=-1 is the last." if said.startswith("Dimension out of range") else ""
-    return f"raised {type(error).__name__}{where}: {said}.{advice}"
+    return f"raised {type(error).__name__}{where}: {said}."
 
 
 def _not_a_tensor(name: str, got: object, wanted: object) -> str:
@@ -252,8 +252,6 @@ def _difference(name: str, result: Tensor, want: Tensor) -> str:
     gap = (result - want).abs().nan_to_num(torch.inf).masked_fill(_near(result, want), 0.0)  # −inf − −inf is NaN
     place = tuple(int(index) for index in torch.unravel_index(gap.argmax(), want.shape))
     start = f"has the right shape, but at {list(place)} it gives" if place else "gives"
-    numbers = [float(tensor[place]) for tensor in (result, want)]
-    got, right = (f"{n:.0f}" if all(x.is_integer() for x in numbers) else f"{n:.4f}" for n in numbers)
-    if got == right:  # four decimals do not show how they differ
-        got, right = (f"{n:.6g}" for n in numbers)
+    numbers = (float(tensor[place]) for tensor in (result, want))
+    got, right = (f"{n:.0f}" if n.is_integer() else f"{n:.6g}" for n in numbers)
     return f"{name} {start} {got}; {right} is right."

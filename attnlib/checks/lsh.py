@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from attnlib.checks.exercise import Exercise, draw
-from attnlib.checks.merging import MERGE_TABLE, PARTS, merge
+from attnlib.checks.merging import PART_ROWS, PARTS, merge
 
 
 def hash_buckets(vectors: Tensor, directions: Tensor) -> Tensor:
@@ -64,7 +64,6 @@ torch.stack([order, order]); torch.stack([order, places])  # The second row undo
 sort_and_undo(buckets).flip(0)  # The rows are swapped: the order first, then the undo.
 torch.stack([order, order.flip(0)])  # Reading backwards is not undoing: order.argsort().
 undone(buckets.argsort()); undone(buckets.sort().indices)  # This sort scrambles equal buckets: use stable=True.
-undone((buckets * len(buckets) - places).argsort())  # Within a bucket, tokens come backwards.
 by(1); by(1, True); by(10); by(1000); by(int(buckets.max()) + 1)  # Multiply the bucket by the number of tokens.
 undone(places)  # Nothing is sorted: these are the positions.
 undone((-buckets).argsort(stable=True)); undone(order.flip(0))  # The largest bucket comes first: sort upwards.
@@ -74,9 +73,9 @@ order; order.argsort()  # Only one of the two is returned: torch.stack([order, u
 """
 check_sort_and_undo = Exercise(sort_and_undo, [(b,) for b in (*BUCKETS, torch.arange(1100) // 5 % 3)], SORT_TABLE)
 
-check_combine_rounds = Exercise(merge, PARTS, MERGE_TABLE.replace("part", "round"))
+RIGHT = "Right: the same as one softmax over all that the rounds saw, and no exponential overflows."
+check_combine_rounds = Exercise(merge, PARTS, RIGHT + PART_ROWS.replace("part", "round"))
 
-SIZES = (2, 3, 1, 4, 2, 3, 5, 7, 30)  # of the chunks
 VISIBLE_TABLE = """
 Right: only earlier tokens of the same bucket, and whatever comes later changes nothing.
 same = buckets[:, None] == buckets; order = buckets.argsort(stable=True); undo = order.argsort()
@@ -86,8 +85,7 @@ by = lambda places: same & within(places[:, None] - places)
 by(order)  # Use undo[i] here, not order[i].
 same & (gap >= 1) & (chunks <= 1); same & (gap >= 1) & (chunks == 0)  # Count places, not chunks.
 same & within(gap, 0)  # A token sees itself here: the gap must be at least 1.
-same & within(gap, 1, chunk_size - 1)  # A gap of exactly chunk_size is still seen: use <=.
-same & within(gap, 1, chunk_size + 1)  # One place too many: the gap is at most chunk_size.
+same & within(gap, 1, chunk_size - 1); same & within(gap, 1, chunk_size + 1)  # The gap is <= chunk_size, not less.
 within(gap)  # Other buckets are seen: compare the buckets too.
 same & (gap >= 1)  # The whole bucket is seen: at most chunk_size places back.
 same & within(gap.abs())  # It looks both ways: the key must come first.
@@ -101,7 +99,7 @@ by(buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable
 by((buckets * 100 + torch.arange(len(buckets))).argsort().argsort())  # A fixed factor is too small.
 visible(buckets, chunk_size)[order][:, order]  # Return the table in the order of the text.
 """
-check_visible = Exercise(visible, list(zip(BUCKETS, SIZES, strict=True)), VISIBLE_TABLE)
+check_visible = Exercise(visible, list(zip(BUCKETS, (2, 3, 1, 4, 2, 3, 5, 7, 30), strict=True)), VISIBLE_TABLE)
 
 SHAPES = enumerate(((2, 5), (3, 3), (4, 3), (3, 7), (1, 4)))  # rounds, tokens
 MET = [draw(seed, (tokens, tokens), (rounds, tokens, tokens)) for seed, (rounds, tokens) in SHAPES]
@@ -112,8 +110,7 @@ COUNT_ONCE_TABLE = """
 Right: N rounds with a share of 1/N each count a key once.
 count = seen.sum(0); once = scores - count.log(); unseen = lambda s, fill=-torch.inf: s.masked_fill(~seen, fill)
 unseen(scores.expand(seen.shape))  # Nothing is subtracted: a key that N rounds see counts N times.
-unseen(scores - count)  # Subtract log N, not N: exp(s − log N) is exp(s) / N.
-unseen(scores / count)  # It is exp(s) that N divides, so subtract log N from s.
+unseen(scores - count); unseen(scores / count)  # N divides exp(s), so subtract log N: exp(s − log N) is exp(s) / N.
 unseen(scores + count.log())  # The sign is wrong: subtract log N.
 unseen(scores - math.log(len(seen)))  # N differs from pair to pair: in how many rounds does i see j?
 unseen(once, 0.0)  # What a round does not see must be −inf, so that its exp is 0.

@@ -72,7 +72,7 @@ check_memory_keys = Exercise(memory_keys, STACKED, KEYS_TABLE)
 
 SCORE_SIZES = ((1, 1, 7, 6, 5), (5, 5, 5, 5, 5), (3, 4, 7, 6, 5), (2, 3, 5, 4, 7), (2, 3, 1, 2, 1), (2, 3, 2, 1, 4))
 FOUND = [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)]  # the first ones let query @ keys run
-SCORES_TABLE = f"""
+SCORES_TABLE = """
 Right: one scaled score for each token, head and memory.
 d = query.shape[-1]; over = lambda n, names="bhsd,bhsdk->bhsk": torch.einsum(names, query, keys) / n**0.5
 over(keys.shape[-1]); over(query.shape[1]); over(query.shape[2]); over(query.shape[1] * d)  # Use √head_dim.
@@ -83,27 +83,24 @@ query[..., None] * keys / d**0.5  # The products are not summed: d is missing ri
 over(d, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
 over(d, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).
 over(d, "bhsd,bhsdk->bsk")  # The heads are added up: h must stay.
-{SCALE_ROWS}"""
+over(1)  # The scale is missing: divide the scores by √head_dim.
+over(d**2)  # The scores are divided by head_dim: divide by its square root, once.
+over(1 / d)  # The scores are multiplied by √head_dim: divide them.
+"""
 check_memory_scores = Exercise(memory_scores, FOUND, SCORES_TABLE)
 
-
-def lookup(seed: int, tokens: int, memories: int, dim: int, value_dim: int, top_k: int, size: float = 2.0) -> tuple:
-    query, key, value = draw(seed, (tokens, dim), (memories, dim), (memories, value_dim))
-    return size * query, size * key, value, top_k
-
-
-LOOKUPS = [lookup(81, 5, 7, 3, 4, 5), lookup(82, 7, 11, 5, 3, 4), lookup(83, 3, 13, 4, 6, 2)]
-LOOKUPS += [lookup(84, 5, 5, 3, 2, 5), lookup(85, 2, 7, 6, 5, 1), lookup(86, 1, 3, 2, 1, 2)]
-LOOKUPS += [lookup(87, 6, 130, 2, 3, 7), lookup(88, 4, 9, 5, 3, 3, 20.0), lookup(89, 3, 8, 4, 2, 4, 0.1)]
-QUERY, KEY, VALUE, _ = lookup(90, 3, 6, 4, 2, 3)  # all scores far below 0
-LOOKUPS += [(QUERY.abs() * 20, -KEY.abs() * 20, VALUE, 3), (QUERY.double(), KEY.double(), VALUE.double(), 2)]
+SIZES = ((5, 7, 3, 4, 5), (7, 11, 5, 3, 4), (3, 13, 4, 6, 2), (5, 5, 3, 2, 5), (2, 7, 6, 5, 1), (1, 3, 2, 1, 2))
+LOOKUPS = [(*draw(81 + i, (n, d), (m, d), (m, v), scale=2.0), k) for i, (n, m, d, v, k) in enumerate(SIZES)]
+LOOKUPS += [(*draw(87, (6, 2), (130, 2), (130, 3), scale=2.0), 7), (*draw(88, (4, 5), (9, 5), (9, 3), scale=20.0), 3)]
+QUERY, KEY, VALUE = draw(90, (3, 4), (6, 4), (6, 2), scale=2.0)
+LOOKUPS += [(QUERY / 10, KEY / 10, VALUE, 4), (QUERY.double(), KEY.double(), VALUE.double(), 2)]
+LOOKUPS += [(20 * QUERY.abs(), -20 * KEY.abs(), VALUE, 3)]  # all scores far below 0
 TOPK_TABLE = f"""
 Right: each token averages over its own top_k memories.
 d = query.shape[-1]; s = query @ key.mT / d**0.5; average = lambda weights: weights @ value
 over = lambda n: topk_attention(query * (d / n) ** 0.5, key, value, top_k)
 top = s.topk(top_k); best = top.values.softmax(-1)
 weighed = lambda weights: torch.einsum("tk,tkd->td", weights, value[top.indices])
-over(1) / d**0.5  # The scale comes after the softmax: scale the scores.
 over(top_k)  # The scale is √top_k: it must be √head_dim.
 weighed(top.values.softmax(0))  # The softmax runs over the tokens: use dim=-1, top_k.
 weighed(top.values)  # The scores are used as weights: take their softmax.

@@ -38,11 +38,10 @@ LOG_SUM_EXP_TABLE = """
 Right, also at scores of ±900, where exp alone gives inf or 0.
 top = scores.amax(-1); without = lambda offset: (scores - offset).exp().sum(-1).log(); low = without(top[..., None])
 scores.exp().sum(-1).log(); scores.double().exp().sum(-1).log()  # exp overflows: subtract each row's largest score.
-low  # The largest score was subtracted, but never added again.
 without(scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1, keepdim=True).
 without(scores.mean(-1, keepdim=True)) + scores.mean(-1)  # exp still overflows: subtract the largest score.
 scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
-low - top  # Add the largest score at the end, do not subtract it again.
+low; low - top  # The largest score was subtracted: add it again at the end.
 low.exp(); low.exp() + top  # Take the log, then add the largest score.
 low.exp().sum().log() + top  # The sum runs over all rows: use the last axis, dim=-1.
 top[..., None] + low  # A column plus a row is a table: use top.squeeze(-1).
@@ -55,7 +54,7 @@ FUSED = ("logsumexp", "logcumsumexp", "logaddexp")
 check_log_sum_exp = Exercise(log_sum_exp, [(scores,) for scores in ROWS], LOG_SUM_EXP_TABLE, forbidden=FUSED)
 
 
-def parts(seed: int, shape: tuple[int, ...], shift: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
+def parts(seed: int, shape: tuple[int, ...], shift: Tensor | float = 0.0) -> tuple:
     """Outputs and log-sum-exps of some parts. Where ``shift`` is −∞, a part is empty."""
     outputs, logsumexps = draw(seed, shape, shape[:-1])
     logsumexps = 2 * logsumexps + shift
@@ -63,7 +62,7 @@ def parts(seed: int, shape: tuple[int, ...], shift: Tensor | float = 0.0) -> tup
 
 
 EMPTY = torch.tensor([[1, 0, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0]]).log()  # −∞ where a part saw nothing
-PARTS: list[tuple[Tensor, ...]] = [parts(7, (4, 4, 4)), parts(5, (3, 4, 2))]  # square first: wrong axes fit
+PARTS = [parts(7, (4, 4, 4)), parts(5, (3, 4, 2))]  # square first: wrong axes fit
 PARTS += [parts(6, (1, 2, 4)), parts(8, (2, 1, 3))]
 PARTS += [parts(9, (2, 5, 3), 900.0), parts(10, (5, 3, 6), -900.0), parts(12, (3, 4, 5), EMPTY)]
 PARTS += [parts(11, (3, 4, 2), torch.tensor([900.0, 0.0, -900.0, 400.0]))]  # tokens far apart
@@ -90,13 +89,13 @@ weighted(shares) / len(outputs)  # The weights sum to one already: sum, not mean
 shares[..., None] * outputs  # The parts are weighted, but not yet added up: sum over the parts.
 shares  # These are the weights of the parts: average the outputs with them.
 """
-MERGE_TABLE = f"""
-Right: any number of parts, empty ones too, and log-sum-exps of ±900.
+PART_ROWS = f"""
 shares = logsumexps.softmax(0)
 (shares * outputs).sum(0); (shares[:, None] * outputs).sum(0)  # The weights meet the wrong axis: shares[..., None].
 shares @ outputs  # @ sums over the tokens: use shares[..., None] * outputs, and sum the parts.
 {MERGE_ROWS}"""
-check_merge = Exercise(merge, PARTS, MERGE_TABLE)
+RIGHT = "Right: any number of parts, empty ones too, and log-sum-exps of ±900."
+check_merge = Exercise(merge, PARTS, RIGHT + PART_ROWS)
 
 STEPS = [(0.5, 1.5, [2.0, -1.0, 0.25]), (3.0, 2.0, [0.3, -1.2, 1.1, 0.7, -0.4])]  # a new top; the old one stays
 STEPS += [(-700.0, 1.25, [800.0, 799.0]), (800.0, 3.0, [-700.0, 799.0, 0.0]), (-700.0, 2.0, [-701.0, -699.5])]

@@ -54,11 +54,10 @@ COLUMNS_TABLE = """
 Right: two heads with one column each make two columns.
 made = lambda out, n, p=0.0, **bias: MultiHeadAttentionWrapper(x.shape[2], out, x.shape[1], n, dropout=p, **bias)(x)
 wrapped = lambda *sizes, seed=5, **options: torch.manual_seed(seed) and made(*sizes, **options)
-wrapped(2, 2)  # The output has num_heads · d_out columns: two heads with d_out=2 make four.
+wrapped(2, 2); wrapped(2, 2)[..., ::2]; wrapped(2, 2)[..., 2:]  # The output has num_heads · d_out columns: use d_out=1.
 wrapped(2, 1)  # Both columns come from one head: make two heads, with d_out=1 each.
 wrapped(1, 2, 0.1); wrapped(1, 2, 0.5)  # Dropout is on (the wrapper's default is 0.1): pass dropout=0.0.
-wrapped(1, 1)  # This is one head with one column: the wrapper needs num_heads=2.
-wrapped(2, 2)[..., ::2]; wrapped(2, 2)[..., 2:]  # Each of the two heads needs d_out=1, not two columns.
+wrapped(1, 1); wrapped(1, 1).repeat(1, 1, 2)  # This is one head with one column: the wrapper needs num_heads=2.
 wrapped(1, 2, qkv_bias=True)  # The Linears have a bias: leave qkv_bias out.
 torch.manual_seed(5) and MultiHeadAttention(x.shape[2], 2, x.shape[1], 0.0, 2)(x)  # out_proj is not in the wrapper.
 wrapped(1, 2, seed=0)  # The seed is not 5: call torch.manual_seed(5).
@@ -77,7 +76,6 @@ x.view(*x.shape[:2], -1, num_heads).transpose(1, 2)  # num_heads is not a head's
 uncrossed.transpose(2, 3)  # Heads and head_dim are swapped: the heads must be axis 1.
 x.mT.reshape(x.shape[0], num_heads, x.shape[1], -1)  # A transpose before the view mixes the tokens: view first.
 torch.stack(x.chunk(num_heads, dim=-1))  # The heads come before the batch: they must be axis 1.
-x[:, None].expand(-1, num_heads, -1, -1)  # Each head has all columns: give it d_out // num_heads of its own.
 split_heads(x, num_heads)[:, 0]  # This is the first head only: return all of them.
 """
 check_split_heads = Exercise(split_heads, [(*draw(5, shape), heads) for shape, heads in SPLIT_SIZES], SPLIT_TABLE)
@@ -91,8 +89,7 @@ heads.permute(0, 2, 3, 1).flatten(-2)  # The columns of the heads alternate: kee
 heads.flatten(1, 2)  # The heads are below each other: put them side by side, along the last axis.
 heads.flatten(-2)  # The tokens and head_dim became one axis: bring the tokens before the heads first.
 heads.transpose(1, 2).flatten(1, 2)  # The tokens and the heads became one axis: flatten the last two, flatten(-2).
-heads.mean(1); heads.sum(1)  # The heads are added or averaged: put them side by side.
-heads[:, 0]  # This is the first head only: put all of them side by side.
+heads.mean(1); heads.sum(1); heads[:, 0]  # The heads are averaged, added or dropped: put all of them side by side.
 """
 check_join_heads = Exercise(join_heads, [draw(7, shape) for shape in JOIN_SIZES], JOIN_TABLE)
 
@@ -106,7 +103,7 @@ num_heads * (3 * w + 3 * b)  # This is the wrapper: heads share d_out here.
 parameter_count(d_out, d_out, num_heads, qkv_bias)  # W_query, W_key and W_value have d_in · d_out weights each.
 3 * w + 3 * d_in * qkv_bias + out  # A bias has d_out numbers, not d_in.
 2 * (w + b) + out; w + b + out  # There are three projections: query, key and value.
-3 * w + 3 * b  # out_proj is missing: d_out · d_out weights and d_out biases.
+3 * w + 3 * b; 3 * w + 3 * b + d_out  # out_proj is missing: d_out · d_out weights and d_out biases.
 3 * w + 3 * b + d_out**2; 3 * w + 4 * b + d_out**2  # out_proj always has a bias: d_out more.
 3 * w + out  # With qkv_bias, W_query, W_key and W_value have d_out biases each.
 3 * w + 3 * d_out + out  # W_query, W_key and W_value have biases only with qkv_bias.

@@ -76,8 +76,7 @@ three(first, beside(-1), beside(1))  # The first token comes last.
 right.T  # The three numbers must be the last axis: use torch.stack(…, dim=-1).
 three(beside(-1), beside(1), weights[:, :, 0])  # For the first token, leave out token 0 itself as a query.
 three(beside(-1), beside(1), weights[:, :-1, -1])  # This is the weight on the last token: take the first.
-by = lambda reduce: three(beside(-1), beside(1), first, reduce)
-by(torch.sum); by(torch.amax)  # These are sums or maxima: take the means.
+three(beside(-1), beside(1), first, torch.sum); three(beside(-1), beside(1), first, torch.amax)  # Take the means.
 right * (weights.shape[-1] - 1) / weights.shape[-1]  # Only tokens − 1 queries have such a neighbour.
 wins = (most[:, 1:] == place[:-1], most[:, :-1] == place[1:], most[:, 1:] == 0)
 three(*(win.float() for win in wins))  # These are shares of queries: average the weights themselves.
@@ -95,17 +94,15 @@ TOP_K += [(*draw(123, (1, 4, 6)), 6), (*draw(124, (2, 3, 4)), 9), (*draw(125, (2
 TOP_K += [(*draw(126, (1, 2, 130), scale=5.0), 8), (draw(127, (2, 5, 6))[0] - 200.0, 4), (*draw(128, (6, 6)), 2)]
 TOPK_TABLE = f"""
 Right: each query keeps its own best keys, and its weights sum to 1.
-s = scores; average = lambda weights: weights
-best = scores.topk(min(top_k, scores.shape[-1])).values; right = topk_weights(scores, top_k)
-far = scores.abs().topk(min(top_k, scores.shape[-1])).indices
+s = scores; average = lambda weights: weights; right = topk_weights(scores, top_k)
+k = min(top_k, scores.shape[-1]); best = scores.topk(k).values; far = scores.abs().topk(k).indices
 above = scores.masked_fill(scores <= best[..., -1:], -torch.inf).softmax(-1).nan_to_num()
 above  # One key too few: the last one is dropped.
 torch.zeros_like(scores).scatter(-1, far, scores.gather(-1, far).softmax(-1))  # Drop the abs: large scores count.
 whole = kept(scores.flatten(-2), top_k * scores.shape[-2]).view_as(scores).softmax(-1).nan_to_num()
 whole  # The best of the whole matrix are kept: each query keeps its own.
 topk_weights(scores / scores.shape[-1] ** 0.5, top_k)  # The scores are scaled already: do not divide again.
-right > 0  # This is the mask: return the weights.
-right * scores  # These are weights times scores: return the weights alone.
+right > 0; right * scores  # This is the mask, or weights times scores: return the weights.
 topk_weights(scores.softmax(-1), top_k)  # This is a softmax of a softmax: take it once, over the best scores.
 kept(scores, top_k, 0.0) / best.sum(-1, True); kept(scores, top_k).exp()  # Use a softmax: e^score over their sum.
 kept(scores, top_k, 0.0)  # These are scores: take their softmax.
@@ -125,7 +122,6 @@ find = lambda n=top_k: search(documents, questions, n)
 ranked(documents)  # Long documents win: give every document length 1 first.
 ranked(F.normalize(documents, p=1, dim=-1))  # The absolute values sum to 1 here: make the length 1, with p=2.
 ranked(documents / documents.square().sum(-1, True))  # Divide by the length, which is the root of that sum.
-ranked(documents / documents.abs().amax(-1, True))  # Divide by the length, not by the largest number.
 ranked(F.normalize(documents, dim=0))  # Normalise along the last axis, dim=-1.
 find().flip(-1)  # The best document must come first.
 ranked(unit, False)  # These are the least similar documents.
@@ -133,12 +129,10 @@ cosines.topk(top_k).values  # These are the cosines: return the ids.
 find().sort(-1).values  # The ids are sorted by number: the best must come first.
 torch.cdist(questions, documents).topk(top_k, largest=False).indices  # Distances depend on length: use cosines.
 cosines.abs().topk(top_k).indices  # A cosine of −1 is the opposite: drop the abs.
-late = search(documents[-top_k:], questions, top_k) + len(documents) - top_k
-late  # The capacity is too small: the memory forgot the first documents.
+search(documents[-top_k:], questions, top_k) + len(documents) - top_k  # The memory is too small: it forgot the first.
 search(documents[:top_k], questions, top_k)  # Only the first top_k documents are searched.
 search(questions, documents, min(top_k, len(questions)))  # Documents and questions are swapped.
 find(len(documents)); find(1)  # Return top_k ids for each question.
-find().T  # The axes are (questions, top_k).
-find()[None, None]  # Drop the axes of the batch and the heads: .ids[0, 0].
+find().T; find()[None, None]  # The axes are (questions, top_k), without the batch and the heads: .ids[0, 0].
 """
 check_search = Exercise(search, ASKED, SEARCH_TABLE)

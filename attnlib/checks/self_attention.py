@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from attnlib.checks.context_vectors import AVERAGE_ROWS, OVERFLOW_ROWS, SOFTMAX_ROWS
-from attnlib.checks.exercise import Exercise, by_row, draw
+from attnlib.checks.exercise import Exercise, draw
 from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2
 
 NAMES = ("W_query", "W_key", "W_value")
@@ -44,16 +44,16 @@ SCALE_ROWS = """
 over(1)  # The scale is missing: divide the scores by √head_dim before the softmax.
 over(d**2)  # The scores are divided by head_dim: divide by its square root, once.
 over(1 / d)  # The scores are multiplied by √head_dim: divide them.
+over(1) / d**0.5  # The scale belongs inside the softmax: divide the scores, not the result.
 """
 
 KEYS = ((4, 4, 4), (3, 7, 5), (5, 3, 2), (2, 130, 6), (1, 1, 3))  # square first: mixed-up axes run, and are named
 WEIGHTED = [draw(21 + i, (q_tokens, d), (kv_tokens, d)) for i, (q_tokens, kv_tokens, d) in enumerate(KEYS)]
-WEIGHTED += [by_row((100, 0, 1), *draw(26, (3, 7), (4, 7), scale=5.0)), draw(28, (3, 2), (5, 2), double=True)]
+WEIGHTED += [draw(26, (3, 7), (4, 7), scale=5.0, rows=(100, 0, 1)), draw(28, (3, 2), (5, 2), double=True)]
 WEIGHTS_TABLE = f"""
 Right: softmax(query keyᵀ / √head_dim).
 d = query.shape[-1]; over = lambda n: (query @ key.T / n**0.5).softmax(-1); s = query @ key.T / d**0.5
 query @ key.T  # These are plain scores: divide them by √head_dim, and take the softmax over the keys.
-over(1) / d**0.5  # The division comes after the softmax: divide the scores.
 over((2 * d) ** 2); over((d / 2) ** 2)  # `d ** 1 / 2` is d / 2 in Python: write d ** 0.5.
 over(2); over(4)  # The divisor is a fixed number: use √head_dim.
 over(len(key)); over(len(query))  # This is the root of the number of tokens: use √head_dim.
@@ -66,13 +66,11 @@ check_scaled_weights = Exercise(scaled_weights, WEIGHTED, WEIGHTS_TABLE)
 
 SIZES = ((4, 4, 4), (5, 3, 2), (3, 2, 7), (1, 5, 3), (130, 3, 4))  # tokens, d_in, d_out
 ATTENDED = [draw(31 + tokens, (tokens, d_in), *[(d_in, d_out)] * 3) for tokens, d_in, d_out in SIZES]
-ATTENDED += [by_row((60, 0.1, 1, 20, 0, 5), *draw(30, (6, 3), *[(3, 5)] * 3))]
-ATTENDED += [draw(29, (4, 2), *[(2, 3)] * 3, double=True)]
+ATTENDED += [draw(30, (6, 3), *[(3, 5)] * 3, rows=(60, 0.1, 1, 20, 0, 5)), draw(29, (4, 2), *[(2, 3)] * 3, double=True)]
 ATTENTION_TABLE = f"""
 Right, even where d_in and d_out differ.
 d = W_key.shape[-1]; v = x @ W_value; s = x @ W_query @ (x @ W_key).T / d**0.5; average = lambda weights: weights @ v
 over = lambda n: average((s * (d / n) ** 0.5).softmax(-1))
-over(1) / d**0.5  # The division comes after the softmax: divide the scores.
 over(x.shape[-1])  # This is √d_in: a query has d_out numbers, so use √d_out.
 over(len(x))  # This is the root of the number of tokens: use √d_out.
 self_attention(x, W_query, W_value, W_key)  # Key and value are swapped.
@@ -97,7 +95,6 @@ weight @ x.mT + bias; weight @ x.mT  # The result is transposed: a row for each 
 weight @ x + bias; weight @ x  # The weight is on the left, which sums over the tokens: x @ weight.T + bias.
 x.mT @ weight.T + bias; x.mT @ weight + bias  # x is transposed: its last axis is already d_in, so x @ weight.T.
 x @ (weight.T + bias); x @ (weight + bias).T; (x + bias) @ weight.T  # The bias comes after the product.
-(x @ weight.T + bias).relu(); (x @ weight.T + bias).softmax(-1)  # An activation is applied: nn.Linear has none.
 """
 check_linear = Exercise(linear, LINEARS, LINEAR_TABLE)
 

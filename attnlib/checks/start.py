@@ -34,8 +34,7 @@ values.mean(0); values.sum(0)  # The weights are not used: multiply each row by 
 p  # The rows are weighted, but not summed yet: sum over the tokens, axis 0.
 p.sum(1); p.mean(1)  # Sum over the tokens, axis 0, not the columns.
 (weights @ values).sum()  # Everything is summed into one number: sum over the tokens only, axis 0.
-p[0]; p[-1]  # Only one row is used: add up all of them before you return.
-p[:-1].sum(0)  # The last row is skipped: the loop stops one token too early.
+p[0]; p[-1]; p[:-1].sum(0)  # A row is skipped: add up all of them before you return.
 values @ weights  # This sums over the columns: put the weights first, weights @ values.
 (weights * values).sum(0); weights * values  # The columns are weighted here: write weights[:, None] * values.
 weights.softmax(0) @ values  # Softmax is taken again, but these are weights already.
@@ -55,8 +54,8 @@ def _same_cases() -> list[tuple[Tensor, Tensor]]:
     differ = [(many, 5e-5 * spot), (many, 0.01 * spot), (many, lower), (one, first - first.roll(1))]
     differ += [(one, last), (one, -last), (one, first.roll(1)), (steps, steps.flip(1) - steps)]
     differ += [(steps, steps.flip(0) - steps), (1000 * steps, one), (zero, zero + 1.2e-5), (one, -2 * one)]
-    differ += [(one, size * one) for size in (5, -5, 0.3, 4e-5)]
-    differ += [(100 * one, size * one) for size in (5e-4, 1e-4, -4e-5)]
+    differ += [(one, 5 * one), (one, -5 * one), (one, 0.3 * one), (one, 4e-5 * one)]
+    differ += [(100 * one, 5e-4 * one), (100 * one, 1e-4 * one), (100 * one, -4e-5 * one)]
     agree = [(zero, 9e-6 * first), (steps, 4e-6 * (-1) ** steps), (many, 5e-6 * many), (one[:1], -2e-6 * one[:1])]
     agree += [(zero + base, size * one) for base, size in ((0, 5e-8), (0, 3e-6), (1, 1e-7), (1, 0), (4e-6, 2e-6))]
     agree += [(zero + 0.499999, 2e-6 * one), (many.double(), -9e-6 * many)]  # rounding parts the first two
@@ -91,8 +90,7 @@ SHAPES = [draw(batch, (batch, heads, q, d), (batch, heads, k, d)) for batch, hea
 SHAPE_TABLE = """
 Right: (batch, heads, q_tokens, kv_tokens).
 (*key.shape[:3], query.shape[2])  # Queries come first: the scores have a row for each query.
-tuple(query.shape)  # This is the shape of the query: the scores have no head_dim, but a column for each key.
-tuple(key.shape)  # This is the shape of the key: the scores have a row for each query and a column for each key.
+tuple(query.shape); tuple(key.shape)  # This is an input's shape: scores have a row for a query, a column for a key.
 (*query.shape, key.shape[2]); (*query.shape[:3], key.shape[2], query.shape[3])  # head_dim is summed away: drop it.
 (*key.shape[:3], key.shape[2])  # The number of keys appears twice: the axis before the last counts the queries.
 (query.shape[1], query.shape[0], query.shape[2], key.shape[2])  # Batch and heads are swapped: batch comes first.
