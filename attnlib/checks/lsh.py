@@ -29,7 +29,7 @@ def visible(buckets: Tensor, chunk_size: int) -> Tensor:
 
 
 def count_once(scores: Tensor, seen: Tensor) -> Tensor:
-    """(tokens, tokens) and (rounds, tokens, tokens) to each round's scores, −inf if unseen: all count a key once."""
+    """Scores (tokens, tokens) to each round's (rounds, tokens, tokens), −inf where unseen, with a key counted once."""
     discounted = scores - seen.sum(dim=0).log()  # (tokens, tokens)
     return discounted.masked_fill(~seen, -torch.inf)  # (rounds, tokens, tokens)
 

@@ -25,7 +25,7 @@ def online_step(top: Tensor, total: Tensor, scores: Tensor) -> Tensor:
 
 
 def overlapping(scores: Tensor, values: Tensor, seen: Tensor) -> Tensor:
-    """The average (dim,) of values (keys, dim), by scores (keys,), over all keys seen (parts, keys), counted once."""
+    """The average (dim,) of values (keys, dim) over keys that any part saw: scores (keys,), seen (parts, keys)."""
     once = scores.masked_fill(~seen.any(dim=0), -torch.inf)  # (keys,)
     return torch.softmax(once, dim=0) @ values  # (dim,)
 
