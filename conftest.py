@@ -18,7 +18,7 @@ HAS_MODEL = bool(os.environ.get("ATTNLIB_MODEL") or importlib.util.find_spec("gt
 SKIP = not HAS_MODEL and not os.environ.get("ATTNLIB_NO_SKIPS")
 collect_ignore = ["notebooks/10_a_real_model.ipynb", "tests/test_real_model.py"] if SKIP else []
 FLOAT = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
-LONG = ("test_lab.py", "test_site.py", "test_editions.py", "test_layers.py")
+LONG = ("test_sharded.py", "test_lab.py", "test_site.py", "test_editions.py", "test_layers.py")
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep; spinning ones would slow the other kernels
 if "PYTEST_XDIST_WORKER" in os.environ:  # two test processes share the cores, and so do the kernels they start
@@ -70,4 +70,4 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start the files that take longest first, so that two processes finish at about the same time."""
-    items.sort(key=lambda item: item.path.name not in LONG)
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))

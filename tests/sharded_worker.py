@@ -25,7 +25,8 @@ from attnlib.sharded.ring import Ring
 from attnlib.sharded.ring_attention import ring_attend
 
 WORLD = 4
-PATIENCE = timedelta(seconds=4)
+PATIENCE = timedelta(seconds=3)
+NAP = PATIENCE.total_seconds() + 4  # longer than it takes to find out who is napping
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
@@ -216,7 +217,6 @@ def run(rank: int, results: Path) -> None:
         for case in (random_partitions, bytes_are_counted, second_derivative, search, order, disagreements)
         if not (case is disagreements and size == 1)
     ]
-    nap = 1.5 * PATIENCE.total_seconds()
     steps += [
         (
             name,
@@ -224,8 +224,8 @@ def run(rank: int, results: Path) -> None:
             dist.new_group(list(range(size)), timeout=PATIENCE),
         )
         for name, size, *rest in (
-            ("a process hangs before the roll call", 3, 1, lambda: time.sleep(nap), 0),
-            ("a process hangs in the ring", 3, 1, lambda: time.sleep(nap), 1),
+            ("a process hangs before the roll call", 3, 1, lambda: time.sleep(NAP), 0),
+            ("a process hangs in the ring", 3, 1, lambda: time.sleep(NAP), 1),
             ("a process is killed", 4, 2, lambda: os._exit(9), 2),
         )
     ]

@@ -111,8 +111,10 @@ def named_mistake(cells: list) -> tuple[int, str, str]:
     raise LookupError("no check of this notebook names a mistake that can be written as an answer")
 
 
-def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes_and_names_these(tmp_path):
+def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes_and_names_these(tmp_path, monkeypatch):
     from nbgrader.api import Gradebook
+    from nbgrader.apps import NbGraderAPI
+    from traitlets.config import PyFileConfigLoader
 
     (tmp_path / "nbgrader_config.py").write_text(editions.CONFIG)
     handed_out, exam = tmp_path / "source" / "series", tmp_path / "source" / "exam"
@@ -126,15 +128,15 @@ def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes
         together.cells += only_exercises(notebook, path.stem[:2])
     for folder in (exam, solved):
         nbformat.write(together, folder / "exam.ipynb")
-    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # nbgrader calls alembic
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": tools}
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    monkeypatch.setenv("PATH", tools)  # nbgrader calls alembic
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(tmp_path)).load_config()
+    config.CourseDirectory.root = str(tmp_path)
+    api = NbGraderAPI(config=config)
 
-    def nbgrader(command: str, assignment: str) -> None:
-        run = [sys.executable, "-m", "nbgrader", command, assignment]
-        subprocess.run(run, cwd=tmp_path, env=environment, check=True, timeout=600)
-
-    nbgrader("generate_assignment", "series")
-    nbgrader("generate_assignment", "exam")
+    for assignment in ("series", "exam"):
+        done = api.generate_assignment(assignment)
+        assert done["success"], done["log"]
     for path in PATHS:
         release = tmp_path / "release" / "series" / path.name
         assert not re.search("solution_|BEGIN SOLUTION", release.read_text(encoding="utf-8"))
@@ -149,7 +151,9 @@ def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes
         of_notebook[index].source = wrong
         said.append(sentence)
     nbformat.write(submitted, other / "exam.ipynb")
-    nbgrader("autograde", "exam")
+    for student in ("solved", "other"):
+        done = api.autograde("exam", student)
+        assert done["success"], done["log"]
     with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}") as book:
         assert {notebook.name for notebook in book.find_assignment("series").notebooks} == {path.stem for path in PATHS}
         for student in ("solved", "other"):

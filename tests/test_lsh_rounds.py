@@ -163,9 +163,14 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("num_buckets", [4, 2**20])  # the last has codes that need float64
-@pytest.mark.parametrize("layout", ["rows", "split heads"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "layout", "num_buckets"),
+    [
+        (torch.float32, "rows", 4),
+        (torch.float32, "split heads", 2**20),  # these codes need float64
+        (torch.bfloat16, "split heads", 4),
+    ],
+)
 def test_the_operators_keep_what_they_promise_to_torch(dtype, layout, num_buckets):
     """torch.compile plans with the shapes, dtypes and strides that the operators declare."""
     query_key, value = (t.to(dtype) for t in make_inputs(13, batch=1))

@@ -83,7 +83,7 @@ def test_against_loops(fusion, head_dim):
     layer, memory = layer_of(fusion, head_dim), layer_of(fusion, head_dim).new_memory(19, batch_size=BATCH)
     x = tokens_of(23)
     start = 0
-    for size in (7, 6, 3):
+    for size in (3, 7, 6, 3):  # the second segment finds fewer than top_k
         context = read_and_store(layer, x[:, start : start + size], memory)
         for row in range(BATCH):
             expected = by_loops(layer, x[row, :start], x[row, start : start + size], top_k=5)
