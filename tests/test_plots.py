@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -44,6 +45,11 @@ EXAMPLES = {
 }
 
 
+@cache
+def drawn_once(name: str) -> str:
+    return draw(name)
+
+
 def draw(name: str) -> str:
     """The SVG text of an example."""
     torch.manual_seed(0)
@@ -64,7 +70,7 @@ def test_there_is_an_example_of_every_plot():
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_picture_depends_neither_on_settings_nor_on_what_was_drawn_before(name):
-    plain, before, figures = draw(name), dict(mpl.rcParams), plt.get_fignums()
+    plain, before, figures = drawn_once(name), dict(mpl.rcParams), plt.get_fignums()
     with mpl.rc_context({"figure.dpi": 200, "font.size": 20, "figure.facecolor": "black", "axes.grid": True}):
         assert draw(name) == plain
     assert dict(mpl.rcParams) == before
@@ -73,7 +79,7 @@ def test_a_picture_depends_neither_on_settings_nor_on_what_was_drawn_before(name
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_picture_is_a_white_page_with_everything_on_it(name):
-    root = ET.fromstring(draw(name))
+    root = ET.fromstring(drawn_once(name))
     width, height = float(root.get("width")), float(root.get("height"))
     first, *_ = root.iterfind("{*}path")
     assert first.get("fill") == "#ffffff"
