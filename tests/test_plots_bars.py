@@ -70,6 +70,12 @@ def test_two_halves_weigh_three_and_seven_tenths():
     assert averages.lines[0].get_ydata() == pytest.approx([30.0, 30.0])
 
 
+def test_a_part_far_below_the_others_has_its_own_average():
+    _, shares, averages = plot_parts(torch.tensor([900.0, 900.0, -900.0, -900.0]), VALUES, [2])
+    assert heights(shares) == [1.0, 0.0]
+    assert averages.collections[0].get_offsets()[:, 1].tolist() == pytest.approx([15.0, 35.0])
+
+
 def test_memory_reads_are_drawn_where_they_were_stored_and_missing_ones_are_omitted():
     ids, weights = torch.tensor([[3, 9, -1], [4, -1, -1]]), torch.tensor([[0.2, 0.7, 0.0], [0.9, 0.0, 0.0]])
     axes = plot_memory_reads(ids, weights, now=10, capacity=7, labels=[f"word {i}" for i in range(10)])

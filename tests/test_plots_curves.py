@@ -4,6 +4,7 @@ import math
 
 import matplotlib as mpl
 import numpy as np
+import pytest
 import torch
 
 from attnlib.plots import plot_curves, plot_scaling, plot_staircase
@@ -62,3 +63,8 @@ def test_every_line_of_the_staircase_is_at_its_values_and_seen_where_several_coi
 def test_draws_on_the_axes_it_is_given():
     ax = mpl.figure.Figure().subplots()
     assert plot_curves([1, 2], {"a": [0.5, 1]}, xlabel="n", ylabel="t", ax=ax) is ax
+
+
+def test_an_unknown_scale_is_named():
+    with pytest.raises(ValueError, match="log must be .*; got 'z'"):
+        plot_curves([1], {"a": [1]}, xlabel="", ylabel="", log="z")

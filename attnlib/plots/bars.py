@@ -81,12 +81,13 @@ def plot_parts(scores: Tensor, values: Tensor, cuts: Sequence[int]) -> np.ndarra
     """
     row, numbers = as_arrays("scores and values", "(keys,)", scores, values)
     starts = np.unique([0, *(cut for cut in cuts if 0 < cut < len(row))])
-    weights = np.exp(row - np.logaddexp.reduce(row))
-    shares = np.add.reduceat(weights, starts)
-    averages = np.add.reduceat(weights * numbers, starts) / shares
+    lengths = np.diff([*starts, len(row)])
+    sizes = np.logaddexp.reduceat(row, starts)  # of each part: the log of its sum of exponentials
+    shares = np.exp(sizes - np.logaddexp.reduce(sizes))
+    averages = np.add.reduceat(np.exp(row - np.repeat(sizes, lengths)) * numbers, starts)
     colours = palette(len(starts))
     axes = page(9.6, 3.0, 3, width_ratios=[2, 1, 1])
-    axes[0].bar(range(len(row)), row, color=np.repeat(colours, np.diff([*starts, len(row)]), axis=0))
+    axes[0].bar(range(len(row)), row, color=np.repeat(colours, lengths, axis=0))
     axes[0].axhline(0.0, color="black", linewidth=0.8)
     axes[0].vlines(starts[1:] - 0.5, *axes[0].get_ylim(), color="black", linestyle="--", lw=1)
     draw_bars(axes[1], shares, colours)

@@ -29,6 +29,8 @@ def plot_curves(
         curves: a label for each curve, and its values; NaN if it was not measured there.
         log: the axes with a logarithmic scale: "", "x", "y" or "xy".
     """
+    if log not in ("", "x", "y", "xy"):
+        raise ValueError(f'log must be "", "x", "y" or "xy"; got {log!r}')
     ax = ax or page(5.4, 3.3)[0]
     for (label, values), colour, marker in zip(curves.items(), palette(len(curves)), "os^DvPX" * len(curves)):
         ax.plot(x, as_array(values), marker=marker, color=colour, label=label)
