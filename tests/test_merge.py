@@ -143,6 +143,8 @@ def test_errors_of_merge():
         merge([])
     with pytest.raises(TypeError, match=r"parts\[1\] must be an Attended; got Tensor"):
         merge([part, part.output])
+    with pytest.raises(TypeError, match=r"parts\[1\].output must be a torch.Tensor; got list"):
+        merge([part, Attended(part.output.tolist(), part.logsumexp)])
     with pytest.raises(TypeError, match=r"parts\[1\].output must have the dtype of parts\[0\].output"):
         merge([part, Attended(part.output.double(), part.logsumexp)])
     with pytest.raises(ValueError, match=r"parts\[1\] must have output .* got \(2, 7, 4\) and \(2, 7\)"):
