@@ -97,7 +97,7 @@ out()  # The heads are not joined yet: rearrange to batch q (heads d).
 out("bhqk,bkhd->bhqd")  # Heads come before tokens, and are not joined: batch q (heads d).
 rearrange(out(), "b q h d -> b q (d h)")  # Head 0 fills the first d columns: (heads d).
 rearrange(out(), "b q h d -> b (q h) d")  # Queries and heads are joined: join heads and d, (heads d).
-out("bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # Move q before heads, then merge.
+out("bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # A reshape mixes heads and q: move q first.
 joined("bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
 joined("bhqk,blhd->bqhd")  # seq_k needs one name: here each is summed separately.
 joined("bhqk,bkgd->bqgd"); joined("bhqk,bkgd->bqhd")  # heads needs one name: two names are summed separately.

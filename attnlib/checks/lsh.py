@@ -68,7 +68,7 @@ by(1); by(1, True); by(10); by(1000); by(int(buckets.max()) + 1)  # Multiply the
 undone(places)  # Nothing is sorted: these are the positions.
 undone((-buckets).argsort(stable=True)); undone(order.flip(0))  # The largest bucket comes first: sort upwards.
 torch.stack([buckets.sort().values, order])  # This is (values, order): return order and undo.
-undone(ticket(len(buckets))); undone(ticket(len(buckets)).sort().values)  # Take argsort of the tickets.
+undone(ticket(len(buckets))); undone(ticket(len(buckets)).sort().values)  # These are tickets: take their argsort.
 order; order.argsort()  # Only one of the two is returned: torch.stack([order, undo]).
 """
 check_sort_and_undo = Exercise(sort_and_undo, [(b,) for b in (*BUCKETS, torch.arange(1100) // 5 % 3)], SORT_TABLE)

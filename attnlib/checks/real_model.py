@@ -50,7 +50,7 @@ states.mean(1)  # The padding is counted too: leave out the tokens where key_mas
 total / states.shape[1]  # Divide by the number of real tokens of each text, not of all tokens.
 total  # This is the sum: divide it by the number of real tokens.
 total / key_mask.sum(); total / (key_mask.sum() / len(states))  # Texts differ: count each text's own tokens.
-total / (count + 1); total / count.sqrt()  # Divide by the count itself.
+total / (count + 1); total / count.sqrt()  # The divisor is count + 1, or a root: divide by the count itself.
 torch.stack([x[: m.sum()].mean(0) for x, m in zip(states, key_mask)])  # Padding may be anywhere: use key_mask.
 (total - at(first)) / (count - 1).clamp(min=1)  # The first real token counts too.
 masked_mean(states, ~key_mask); masked_mean(states, ~key_mask).nan_to_num()  # The mask is inverted: True is real.
@@ -71,12 +71,13 @@ beside = lambda offset: weights.diagonal(offset, dim1=-2, dim2=-1); first = weig
 three = lambda a, b, c, by=torch.mean: torch.stack([by(numbers, -1) for numbers in (a, b, c)], -1)
 most = weights.argmax(-1); place = torch.arange(weights.shape[-1]); right = head_shares(weights)
 head_shares(weights.mT)  # Rows and columns are swapped: a row holds the weights of one query.
-three(beside(1), beside(-1), first)  # Previous is offset −1.
-three(first, beside(-1), beside(1))  # The first token comes last.
+three(beside(1), beside(-1), first)  # Previous and next are swapped: previous is offset −1.
+three(first, beside(-1), beside(1))  # The order is wrong: the first token comes last.
 right.T  # The three numbers must be the last axis: use torch.stack(…, dim=-1).
 three(beside(-1), beside(1), weights[:, :, 0])  # For the first token, leave out token 0 itself as a query.
 three(beside(-1), beside(1), weights[:, :-1, -1])  # This is the weight on the last token: take the first.
-three(beside(-1), beside(1), first, torch.sum); three(beside(-1), beside(1), first, torch.amax)  # Take the means.
+three(beside(-1), beside(1), first, torch.sum)  # These are sums: take the means.
+three(beside(-1), beside(1), first, torch.amax)  # These are the largest weights: take the means.
 right * (weights.shape[-1] - 1) / weights.shape[-1]  # Only tokens − 1 queries have such a neighbour.
 wins = (most[:, 1:] == place[:-1], most[:, :-1] == place[1:], most[:, 1:] == 0)
 three(*(win.float() for win in wins))  # These are shares of queries: average the weights themselves.
@@ -98,7 +99,7 @@ s = scores; average = lambda weights: weights; right = topk_weights(scores, top_
 k = min(top_k, scores.shape[-1]); best = scores.topk(k).values; far = scores.abs().topk(k).indices
 above = scores.masked_fill(scores <= best[..., -1:], -torch.inf).softmax(-1).nan_to_num()
 above  # One key too few: the last one is dropped.
-torch.zeros_like(scores).scatter(-1, far, scores.gather(-1, far).softmax(-1))  # Drop the abs: large scores count.
+torch.zeros_like(scores).scatter(-1, far, scores.gather(-1, far).softmax(-1))  # Negative scores win here: drop the abs.
 whole = kept(scores.flatten(-2), top_k * scores.shape[-2]).view_as(scores).softmax(-1).nan_to_num()
 whole  # The best of the whole matrix are kept: each query keeps its own.
 topk_weights(scores / scores.shape[-1] ** 0.5, top_k)  # The scores are scaled already: do not divide again.

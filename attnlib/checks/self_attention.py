@@ -76,7 +76,8 @@ over(len(x))  # This is the root of the number of tokens: use √d_out.
 self_attention(x, W_query, W_value, W_key)  # Key and value are swapped.
 self_attention(x, W_key, W_query, W_value)  # Query and key are swapped: row i of the scores belongs to query i.
 self_attention(x, W_query, W_query, W_value)  # Queries are compared with queries: the scores are query @ key.T.
-self_attention(x, W_query, W_key, W_query); self_attention(x, W_query, W_key, W_key)  # Average the values.
+self_attention(x, W_query, W_key, W_query)  # The queries are averaged: average the values.
+self_attention(x, W_query, W_key, W_key)  # The keys are averaged: average the values.
 scaled_weights(x, x) @ v; (x @ x.T).softmax(-1) @ v  # The tokens are compared: project them first.
 (x @ x.T).softmax(-1) @ x; scaled_weights(x, x) @ x  # This is notebook 01: project x first.
 scaled_weights(x @ W_query, x @ W_key) @ x  # The tokens themselves are averaged: average the values.
@@ -143,7 +144,8 @@ carried(v1, take=lambda weight: weight.T)  # v2 shares weights with v1, and chan
 carried(v1, take=torch.clone)  # The weights are not transposed: nn.Linear keeps (d_out, d_in).
 carried(v1, "W_key", "W_query", "W_value")  # Query and key are swapped.
 carried(v1, "W_query", "W_value", "W_key")  # Key and value are swapped.
-carried(v1, "W_query", "W_query", "W_query"); carried(v1, "W_query", "W_key", "W_key")  # Copy by name, one by one.
+carried(v1, "W_query", "W_query", "W_query")  # All three are W_query: copy each by its own name.
+carried(v1, "W_query", "W_key", "W_key")  # W_value has the weights of W_key: copy each by its own name.
 """
 RANDOM = "some weights of v2 are still drawn at random, so copy all three."
 check_v2_from_v1 = Exercise(v2_from_v1, ATTENDED[:3], V2_TABLE, chance=RANDOM, adapt=_outputs)
