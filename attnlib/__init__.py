@@ -33,21 +33,15 @@ __all__ += ["IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memo
 __all__ += ["sharded_attend", "sharded_search"]
 __all__ += ["Encoder", "load_encoder"]
 
-_ON_FIRST_USE = {
-    "einsum": ("EinsumExplanation", "explain_einsum"),
-    "lsh": ("LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotations"),
-    "memory": ("IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"),
-    "real_model": ("Encoder", "load_encoder"),
-    "sharded": ("sharded_attend", "sharded_search"),
-}
+_LATER = ("einsum", "lsh", "memory", "real_model", "sharded")  # on first use, so that ``import attnlib`` stays light
 
 
 def __getattr__(name: str) -> object:
-    """Load a larger package when it, or one of its names, is first used, so that ``import attnlib`` stays light."""
-    for package, names in _ON_FIRST_USE.items():
-        if name == package or name in names:
-            module = import_module(f"attnlib.{package}")
-            return module if name == package else getattr(module, name)
+    """Load the larger packages until one has this name; or load the one that is called so."""
+    if name in _LATER:
+        return import_module(f"attnlib.{name}")
+    if name in __all__:
+        return next(vars(package)[name] for package in map(__getattr__, _LATER) if name in vars(package))
     raise AttributeError(f"module 'attnlib' has no attribute {name!r}")
 
 

@@ -52,11 +52,8 @@ def attend(
         scale: factor on the scores; default: ``1/√head_dim``.
         dropout_p: share of the weights set to zero; the others grow by 1/(1 − p), and the log-sum-exp stays.
 
-    Returns:
-        ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN.
-
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind, or dtypes, devices or shapes do not fit together.
+    A query that may see no key gets zeros and −inf, never NaN. TypeError, ValueError: an argument is of the wrong kind,
+    or dtypes, devices or shapes do not fit together.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 

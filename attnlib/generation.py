@@ -39,8 +39,7 @@ class GroupedQueryAttention(nn.Module):
         W_query, W_key, W_value, out_proj: as in ``MultiHeadAttention``, created in this order; W_key and W_value are
             ``nn.Linear(d_in, num_kv_heads · head_dim)``.
 
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind or does not fit.
+    TypeError, ValueError: an argument is of the wrong kind or does not fit.
 
     Source: Shazeer 2019 (Fast Transformer Decoding); Ainslie et al. 2023 (GQA), section 2.2.
 
@@ -121,8 +120,7 @@ class GroupedQueryAttention(nn.Module):
             key_mask: boolean, like x without d_in, True = a real token; default: all are. No token sees padding, which
                 may hold anything, and positions count real tokens only. With a cache, give it to ``append`` instead.
 
-        Raises:
-            TypeError, ValueError: an argument is of the wrong kind, does not fit, or has too many tokens.
+        TypeError, ValueError: an argument is of the wrong kind, does not fit, or has too many tokens.
         """
         context = self.out_proj(self._contexts(*self._prepare(x, cache, key_mask)))
         return context if x.ndim == 3 else context.squeeze(0)

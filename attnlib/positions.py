@@ -23,8 +23,7 @@ def rotate(x: Tensor, positions: Tensor, *, base: float = 10000.0, layout: str =
         layout: which components form a pair. "halves": i and i + head_dim / 2, as in GPT-NeoX and Hugging Face's Llama.
             "pairs": 2i and 2i + 1, as in the paper and Meta's Llama. ``convert_rotary_layout`` converts weights.
 
-    Raises:
-        TypeError, ValueError: an argument is of the wrong kind, or does not fit x.
+    TypeError, ValueError: an argument is of the wrong kind, or does not fit x.
 
     Source: Su et al. 2021 (RoFormer), section 3.2.2.
 

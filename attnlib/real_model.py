@@ -187,17 +187,12 @@ class Encoder(nn.Module):
 def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
     """Load all-MiniLM-L6-v2: 6 layers, 12 heads, 384 numbers per token, 22.7 million parameters.
 
-    It is on the CPU and in eval mode. The files are read as data: no code of the package that brings them is run, and
-    nothing is downloaded.
+    It is on the CPU and in eval mode. ``folder`` holds ``model.safetensors`` and ``tokenizer.json``; default: that of
+    the environment variable ``ATTNLIB_MODEL``, or of the installed data package. They are read as data: no code of
+    that package is run, and nothing is downloaded.
 
-    Args:
-        folder: where ``model.safetensors`` and ``tokenizer.json`` are. Default: the environment variable
-            ``ATTNLIB_MODEL`` if it is set, otherwise the installed data package.
-
-    Raises:
-        ModuleNotFoundError: the data package or ``tokenizers`` is not installed; the message says how to install it.
-        FileNotFoundError: one of the files is missing.
-        ValueError: the weights are not those of the original.
+    ModuleNotFoundError: the data package or ``tokenizers`` is not installed; the message says how to install it.
+    FileNotFoundError: a file is missing. ValueError: the weights are not those of the original.
 
     Source: https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2 (Apache 2.0).
     """

@@ -74,9 +74,8 @@ class SelfAttention_v1(Layer):
         W_query, W_key, W_value: (d_in, d_out), drawn with ``torch.randn`` in this order.
         bias_query, bias_key, bias_value: (d_out,), or None without ``qkv_bias``.
 
-    Raises:
-        TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive int; in ``forward``, x or ``key_mask`` does not
-            fit. The dtype and device of x are checked by the layer's own products.
+    TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive int; in ``forward``, x or ``key_mask`` does not fit.
+    The dtype and device of x are checked by the layer's own products.
 
     Source: Vaswani et al. 2017, section 3.2.1.
 

@@ -22,8 +22,7 @@ import torch
 import torch.distributed as dist
 
 from attnlib import attend, attention, chunked_attend
-from attnlib.sharded.ring import Ring
-from attnlib.sharded.ring_attention import ring_attend
+from attnlib.sharded.ring_attention import Ring, ring_attend
 
 WAYS = {
     "full": lambda q, k, v: attend(q, k, v, is_causal=True).output,

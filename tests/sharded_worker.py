@@ -21,8 +21,7 @@ from torch.testing import assert_close
 from attnlib.attend import Attended, attend
 from attnlib.memory import KVMemory
 from attnlib.sharded import sharded_attend, sharded_search
-from attnlib.sharded.ring import Ring
-from attnlib.sharded.ring_attention import ring_attend
+from attnlib.sharded.ring_attention import Ring, ring_attend
 
 WORLD = 4
 PATIENCE = timedelta(seconds=3)

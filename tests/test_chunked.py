@@ -1,7 +1,7 @@
 """chunked_attend: attend, a block of scores at a time, forward and backward."""
 
 import functools
-import itertools
+import math
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attnlib.attend import Attended, attend, attention
-from attnlib.chunked import chunked_attend
+from attnlib.attend import Attended, attend, attention, merge
+from attnlib.chunked import Blocks, OnlineSoftmax, chunked_attend
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
@@ -293,41 +293,11 @@ def loss(function, *inputs, **options):
     return output.sin().sum() + logsumexp.cos().sum()
 
 
-@pytest.mark.parametrize("in_dims", list(itertools.product([None, 1], [None, 0], [None, 2], [None, 0]))[1:], ids=str)
-def test_vmap_over_any_inputs_equals_a_loop(in_dims):
-    """Every operand may have the mapped axis or not; ranks differ, so leading axes must still line up."""
-    torch.manual_seed(0)
-    shapes = (3, 7, 5), (11, 5), (2, 1, 11, 13), (7, 11)
-    inputs = []
-    for shape, dim in zip(shapes, in_dims):
-        sizes = list(shape)
-        if dim is not None:
-            sizes.insert(dim, 4)
-        inputs.append(torch.randn(sizes, dtype=torch.float64))
-    inputs[3] = inputs[3] < 1
-    inputs[3][..., 0] = True
-
-    def values_and_gradients(function, *inputs, **options):
-        return torch.func.grad_and_value(functools.partial(loss, function, **options), (0, 1, 2))(*inputs)
-
-    actual = torch.vmap(functools.partial(values_and_gradients, chunked_attend, block_size=4), in_dims)(*inputs)
-    for sample in range(4):
-        own = [t if dim is None else t.select(dim, sample) for t, dim in zip(inputs, in_dims)]
-        assert_close(
-            torch.utils._pytree.tree_map(lambda t, sample=sample: t[sample], actual), values_and_gradients(attend, *own)
-        )
-
-
-def test_nested_vmap_and_jacobians():
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(2, 3, n, 5, dtype=torch.float64) for n in (7, 11, 11))
-    twice = torch.vmap(torch.vmap(functools.partial(chunked_attend, block_size=4)))(query, key, value)
-    assert_close(twice, attend(query, key, value))
-    jacobians = [
-        torch.func.jacrev(lambda query, f=function: f(query, key[0, 0], value[0, 0]).output)(query[0, 0])
-        for function in (chunked_attend, attend)
-    ]
-    assert_close(*jacobians)
+def test_vmap_is_refused():
+    query, key, value = random_qkv((2, 7, 5), (2, 11, 5), (2, 11, 3))
+    for in_dims in ((0, 0, 0), (0, None, None), (None, None, 0)):
+        with pytest.raises(NotImplementedError, match="torch.vmap cannot map chunked_attend"):
+            torch.vmap(chunked_attend, in_dims)(query, key, value)
 
 
 def test_compiled_and_exported_it_gives_the_same():
@@ -399,3 +369,77 @@ def test_bad_input_is_named():
         chunked_attend(query, key, value, scale=torch.tensor(2.0))  # it would get no gradient
     with pytest.raises(TypeError, match="is_causal must be a bool; got NoneType"):
         chunked_attend(query, key, value, is_causal=None)
+
+
+# OnlineSoftmax, which sharded attention shares: its blocks, and gradients that add up over parts.
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    q_tokens=st.integers(0, 13),
+    kv_tokens=st.integers(0, 13),
+    block_size=st.integers(1, 16),
+    lead=st.none() | st.integers(-15, 15),
+)
+def test_blocks_cover_every_visible_pair_exactly_once(q_tokens, kv_tokens, block_size, lead):
+    """Each visible pair of a query and a key is in exactly one block, and no hidden pair is in any."""
+    query, key = torch.zeros(q_tokens, 2), torch.zeros(kv_tokens, 2)
+    count = torch.zeros(q_tokens, kv_tokens, dtype=torch.int64)
+    for rows, columns, mask in Blocks(1.0, block_size, lead=lead).pairs(query, key):
+        assert rows.stop - rows.start <= block_size
+        assert columns.stop - columns.start <= block_size
+        block = count[rows, columns]
+        assert lead is None or block.numel() == 0 or mask is None or mask.any()  # no block is wasted
+        block += 1 if mask is None else mask
+    expected = torch.ones(q_tokens, kv_tokens, dtype=torch.int64)
+    if lead is not None:
+        expected = expected.tril(lead)
+    assert torch.equal(count, expected)
+
+
+def test_mask_and_lead_combine():
+    mask = torch.rand(7, 11) < 0.5
+    seen = torch.zeros(7, 11, dtype=torch.bool)
+    for rows, columns, block in Blocks(1.0, 3, mask, lead=2).pairs(torch.zeros(7, 2), torch.zeros(11, 2)):
+        seen[rows, columns] = block
+    assert torch.equal(seen, mask.tril(2))
+
+
+def test_gradients_of_two_sets_of_keys_add_up():
+    """One call for each set of keys: the gradients of query add up, those of key and value are concatenated."""
+    torch.manual_seed(0)
+    qkv = tuple(torch.randn(n, d, dtype=torch.float64, requires_grad=True) for n, d in ((7, 5), (11, 5), (11, 3)))
+    query, key, value = (tensor.detach() for tensor in qkv)
+    whole = attend(*qkv, scale=0.3)
+    gradient = Attended(*(torch.randn_like(tensor) for tensor in whole))
+    expected = torch.autograd.grad(whole, qkv, gradient)
+    softmax = OnlineSoftmax.start(query, key, value)
+    softmax.update(query, key, value, Blocks(0.3, 4))
+    left = softmax.gradients((query, key[:4], value[:4]), gradient, Blocks(0.3, 3))
+    right = softmax.gradients((query, key[4:], value[4:]), gradient, Blocks(0.3, 2))
+    assert_close(left[0] + right[0], expected[0], rtol=0, atol=1e-12)
+    assert_close(torch.cat([left[1], right[1]]), expected[1], rtol=0, atol=1e-12)
+    assert_close(torch.cat([left[2], right[2]]), expected[2], rtol=0, atol=1e-12)
+
+
+def test_updating_with_keys_in_any_pieces_equals_merging_them():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(n, d, dtype=torch.float64) for n, d in ((7, 5), (11, 5), (11, 3)))
+    softmax = OnlineSoftmax.start(query, key, value)
+    assert not softmax.attended().output.any()
+    assert (softmax.attended().logsumexp == -torch.inf).all()
+    pieces = []
+    for piece in (slice(6, 11), slice(3, 3), slice(0, 6)):
+        softmax.update(query, key[piece], value[piece], Blocks(0.3, 2))
+        pieces.append(attend(query, key[piece], value[piece], scale=0.3))
+        for mine, theirs in zip(softmax.attended(), merge(pieces)):
+            assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_half_precision_accumulates_in_float32():
+    query, key, value = (torch.ones(n, 2, dtype=torch.bfloat16) for n in (3, 700, 700))
+    softmax = OnlineSoftmax.start(query, key, value)
+    softmax.update(query, key, value, Blocks(1.0, 16))
+    assert {tensor.dtype for tensor in (softmax.numerator, softmax.total, softmax.top)} == {torch.float32}
+    logsumexp = softmax.attended().logsumexp
+    assert_close(logsumexp, torch.full_like(logsumexp, 2 + math.log(700)), rtol=0, atol=1e-5)

@@ -70,22 +70,6 @@ def test_many_buckets_that_take_several_pieces(tokens, num_buckets):
     assert torch.equal(hash_buckets(vectors, rotations), definition(vectors, rotations))
 
 
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("in_dims", [(0, None), (None, 1), (2, 0)])
-def test_vmap_equals_a_loop(in_dims, heads):
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for shape, dim in zip(((2, 3, 41, 5), (heads, 2, 5, 4)), in_dims):
-        shape = list(shape)
-        if dim is not None:
-            shape.insert(dim, 7)
-        inputs.append(torch.randn(shape, generator=generator, dtype=torch.float64))
-    actual = torch.vmap(hash_buckets, in_dims)(*inputs)
-    for sample in range(7):
-        own = (t if dim is None else t.select(dim, sample) for t, dim in zip(inputs, in_dims))
-        assert torch.equal(actual[sample], hash_buckets(*own))
-
-
 @pytest.mark.parametrize("degrees", [20, 60, 100])
 def test_two_buckets_collide_with_one_minus_angle_over_pi(degrees):
     angle = math.radians(degrees)

@@ -189,27 +189,6 @@ def test_checkpointing_changes_no_gradient(use_reentrant):
     assert all(map(torch.equal, wanted, [x.grad, *(parameter.grad for parameter in layer.parameters())]))
 
 
-def test_per_sample_gradients_and_ensembles_equal_a_loop():
-    """functional_call under vmap(grad): over samples with shared parameters, and over layers with their own."""
-    layers, x = [make_layer(), LSHSelfAttention(11, 6, 3, chunk_size=4, num_buckets=4, num_hashes=2)], make_input()
-    mask = torch.arange(29) < torch.tensor([[23], [29]])
-
-    def loss(parameters, buffers, x, mask):
-        return torch.func.functional_call(layers[0], (parameters, buffers), (x, mask)).sin().sum()
-
-    def by_backward(layer, x, mask):
-        names, parameters = zip(*layer.named_parameters())
-        return dict(zip(names, torch.autograd.grad(layer(x, mask).sin().sum(), parameters)))
-
-    shared = {name: t.detach() for name, t in layers[0].named_parameters()}, dict(layers[0].named_buffers())
-    per_sample = torch.vmap(torch.func.grad(loss), (None, None, 0, 0))(*shared, x, mask)
-    ensemble = torch.vmap(torch.func.grad(loss), (0, 0, None, None))(*torch.func.stack_module_state(layers), x, mask)
-    for i in range(2):
-        expected = by_backward(layers[0], x[i], mask[i]), by_backward(layers[i], x, mask)
-        actual = ({name: t[i] for name, t in gradients.items()} for gradients in (per_sample, ensemble))
-        torch.testing.assert_close(tuple(actual), expected)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_quantised_it_stays_close():
     """Rounded vectors may change their bucket only if there are several: one chunk across all of them sees the same."""

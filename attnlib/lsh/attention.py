@@ -5,16 +5,13 @@ a time, so scores never fill the memory and seldom leave the cache. Moving betwe
 two threads ever add to the same place, so results are the same every time.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from attnlib._validate import check_bool, check_counts, check_key_mask, check_options, check_same, check_tensor
 from attnlib.attend import blank
 from attnlib.lsh._sorted import HUGE, LOG2_E, Group, Heads, Layout, Round, Rule
-from attnlib.lsh.hashing import check_rotations, find_buckets
+from attnlib.lsh.hashing import check_rotations, find_buckets, no_vmap
 
 
 def lsh_attention(
@@ -56,9 +53,9 @@ def lsh_attention(
         across_buckets: ignore the buckets after sorting, so that the chunks alone decide.
         scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. The paper's is ``head_dim ** -0.5``.
 
-    Returns (batch, heads, tokens, value_dim) in the dtype of ``value``. ``torch.vmap`` works. NotImplementedError: the
-    gradient is differentiated again, which ``attend`` with a mask can do. TypeError, ValueError: an argument is of the
-    wrong kind, dtypes or devices differ, or a shape does not fit.
+    Returns (batch, heads, tokens, value_dim) in the dtype of ``value``. NotImplementedError: under ``torch.vmap``, or
+    its gradient is differentiated again; ``attend`` with a mask can do both. TypeError, ValueError: an argument is of
+    the wrong kind, dtypes or devices differ, or a shape does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; N_ij, the rounds in which i sees j, is in its appendix A.
 
@@ -205,7 +202,6 @@ def lsh_backward(
     return grad_query_key, grad_value
 
 
-# What torch.compile and torch.vmap must know about the two operators:
 @lsh_forward.register_fake
 def _(query_key, value, *rest):
     dtype = torch.promote_types(value.dtype, torch.float32)
@@ -218,24 +214,8 @@ def _(grad, output, logsumexp, query_key, value, *rest):
     return torch.empty_like(query_key), torch.empty_like(value)
 
 
-def _vmap(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """Merge the axis that vmap maps over with the axis of heads, which comes first in every tensor."""
-
-    def call(info, in_dims, *inputs):
-        (*tensors, sizes, scale), size = inputs, info.batch_size
-        mapped = [t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims)]
-        outputs = operator(*(t.flatten(0, 1) for t in mapped), sizes, scale)
-        return tuple(t.unflatten(0, (size, -1)) for t in outputs), (0, 0)
-
-    return call
-
-
-lsh_forward.register_vmap(_vmap(lsh_forward))
-lsh_backward.register_vmap(_vmap(lsh_backward))
-
-
 class _Rounds(torch.autograd.Function):
-    generate_vmap_rule = True
+    vmap = staticmethod(no_vmap)
 
     @staticmethod
     def forward(query_key, value, hashed, rule):
@@ -254,8 +234,6 @@ class _Rounds(torch.autograd.Function):
 
 class _RoundsGradient(torch.autograd.Function):
     """A separate step, so that a second derivative raises an error instead of giving a wrong number."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad, output, logsumexp, query_key, value, hashed, rule):

@@ -108,16 +108,11 @@ def _(vectors, rotations):
     return vectors.new_empty((batch, heads, rotations.shape[1], tokens), dtype=torch.int64)
 
 
-@find_buckets.register_vmap
-def _(info, in_dims, vectors, rotations):
-    size, (vectors_dim, rotations_dim) = info.batch_size, in_dims
-    vectors = vectors.expand(size, *vectors.shape) if vectors_dim is None else vectors.movedim(vectors_dim, 0)
-    if rotations_dim is None:  # more of a batch
-        return find_buckets(vectors.flatten(0, 1), rotations).unflatten(0, (size, -1)), 0
-    heads = vectors.shape[2]  # more heads, each with its own directions
-    rotations = rotations.movedim(rotations_dim, 0).expand(-1, heads, -1, -1, -1).flatten(0, 1)
-    buckets = find_buckets(vectors.transpose(0, 1).flatten(1, 2), rotations)
-    return buckets.unflatten(1, (size, heads)), 1
+def no_vmap(info, in_dims, *inputs):
+    raise NotImplementedError("torch.vmap cannot map LSH attention; loop over the samples, or make them a batch")
+
+
+find_buckets.register_vmap(no_vmap)
 
 
 def _largest(projected: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from attnlib._validate import check_counts, check_dtype, check_key_mask, check_same, check_shape, check_tensor
+from attnlib._validate import check_counts, check_dtype, check_key_mask, check_same, check_tensor
 from attnlib.attend import without_autocast
 from attnlib.memory.hits import MemoryHits, best_first, score_keys
 from attnlib.memory.search import best_ids
@@ -185,19 +185,13 @@ class KVMemory:
     def clear(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Forget all memories of some rows, or of all rows. Ids are not reused.
 
-        ``rows`` is one row, several, or a boolean tensor (batch,), True = forget. TypeError, ValueError: it is
-        something else, or holds a row outside 0 … batch − 1. RuntimeError: as for ``add``.
+        ``rows`` is one row, several, or a boolean tensor (batch,), True = forget. ValueError: it is something else, or
+        there is no such row. RuntimeError: as for ``add``.
         """
-        if isinstance(rows, Tensor):
-            if rows.dtype == torch.bool:
-                check_shape("rows", rows, "batch", {"batch": self.batch_size})
-                rows = rows.nonzero()
-            rows = rows.flatten().tolist()
-        chosen = range(self.batch_size) if rows is None else rows if isinstance(rows, Sequence) else [rows]
-        for row in chosen:
-            check_counts(at_least=0, rows=row)
-            if row >= self.batch_size:
-                raise ValueError(f"rows must be between 0 and batch - 1 = {self.batch_size - 1}; got {row}")
+        try:
+            chosen = torch.arange(self.batch_size, device=self.device)[rows].flatten().tolist()
+        except (IndexError, RuntimeError, TypeError):
+            raise ValueError(f"rows must be some of the {self.batch_size} of the batch; got {rows}") from None
         self._before_a_change()
         for row in chosen:
             self._cleared[row] = self._next[row]

@@ -9,8 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from attnlib.attend import attend
-from attnlib.sharded.ring import Ring
-from attnlib.sharded.ring_attention import ring_attend
+from attnlib.sharded.ring_attention import Ring, ring_attend
 
 HEADS, TOKENS, HEAD_DIM = 4, 1024, 64
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnlib.memory import KVMemory, MemoryHits
 from attnlib.memory.hits import best_first, score_keys
-from attnlib.sharded.ring import Ring
+from attnlib.sharded.ring_attention import Ring
 
 
 def sharded_search(
