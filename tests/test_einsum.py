@@ -355,7 +355,7 @@ def test_a_shape_beside_a_tensor_has_its_dtype():
 )
 def test_the_shapes_decide_between_letters_and_words(arguments, spelling):
     explanation = explain_einsum(*arguments)
-    assert explanation.spelling == spelling
+    assert (spelling == "words") == any(len(name) > 1 for name in explanation.sizes if name not in explanation.dots)
     assert explanation.verify()
 
 

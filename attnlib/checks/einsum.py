@@ -109,14 +109,8 @@ head_output(pattern, value) / value.shape[-1] ** 0.5  # The scale belongs to the
 """
 check_head_output = Exercise(head_output, PATTERNS, HEAD_TABLE)
 
-SIZES = (
-    (3, 3, 3, 3, 3),
-    (2, 5, 7, 3, 4),
-    (3, 2, 5, 4, 6),
-    (2, 4, 3, 1, 2),
-    (1, 1, 4, 2, 3),
-)  # batch, tokens, d_model, heads, d
-INPUTS = [draw(55 + seed, (b, t, m), *[(h, m, d)] * 3) for seed, (b, t, m, h, d) in enumerate(SIZES)]
+SIZES = ((3, 3, 3, 3, 3), (2, 5, 7, 3, 4), (3, 2, 5, 4, 6), (2, 4, 3, 1, 2), (1, 1, 4, 2, 3))  # d_model is third
+INPUTS = [draw(55 + i, (b, t, m), *[(h, m, d)] * 3) for i, (b, t, m, h, d) in enumerate(SIZES)]
 INPUTS += [(30 * INPUTS[1][0], *INPUTS[1][1:]), tuple(x.double() for x in INPUTS[1])]  # scores in the hundreds
 ATTENTION_TABLE = f"""
 Right: projections, scores, pattern and output, each in one line.

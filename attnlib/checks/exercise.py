@@ -113,12 +113,6 @@ class Exercise:
         with torch.random.fork_rng(devices=[]):
             return Judge(self, answer).verdict()
 
-    def accepts(self, answer: Callable) -> bool:
-        """Whether the answer passes. It stops at the first wrong result, and does not look for the mistake."""
-        with torch.random.fork_rng(devices=[]):
-            judge = Judge(self, answer)
-            return all(judge.is_right(case, judge.result(case)) for case in range(len(self.cases)))
-
 
 def draw(seed: int, *shapes: tuple, scale: float = 1.0, rows: Sequence[float] = (), double: bool = False) -> tuple:
     """Normal random tensors of these shapes, for a case. ``rows`` multiply the first one's rows: scores far apart."""

@@ -94,7 +94,6 @@ heads.mean(1); heads.sum(1); heads[:, 0]  # The heads are averaged, added or dro
 check_join_heads = Exercise(join_heads, [draw(7, shape) for shape in JOIN_SIZES], JOIN_TABLE)
 
 COUNTS = [(13, 10, 5, True), (7, 4, 2, False), (768, 768, 12, True), (3, 2, 1, False), (1, 6, 3, True)]
-COUNTS += [(5, 12, 4, False)]
 COUNT_TABLE = """
 Right: three projections and out_proj, however many heads.
 w = d_in * d_out; b = d_out * qkv_bias; out = d_out**2 + d_out

@@ -57,7 +57,7 @@ class EinsumExplanation(Contraction):
         inputs, shapes, tensors: the names, the sizes and the letter of each operand.
         free, summed: the names in the output, and all others. output_shape: the sizes of the free ones.
         sizes: the size of each name. dots: the names that stand for `...`.
-        equation: the text as given. spelling: "letters" (torch, NumPy) or "words" (einops).
+        equation: the text as given.
         axes: one `Axis` for each name: size, places, roles (free or summed; batch, diagonal, broadcast) and why.
         warnings: sentences about what is often surprising in such an equation.
         dtype: what torch promotes the operands to (int64 for bools, torch's default dtype for plain shapes).
@@ -69,7 +69,6 @@ class EinsumExplanation(Contraction):
     """
 
     equation: str
-    spelling: str
     axes: tuple[Axis, ...]
     warnings: tuple[str, ...]
     dtype: torch.dtype
@@ -126,8 +125,8 @@ class EinsumExplanation(Contraction):
     def trace(self, *cell: int) -> Trace:
         """List the products that make up one cell of the output, given an index for each axis of the output in order.
 
-        Raises a TypeError if an index is not an int, and a ValueError if there are too few or too many indices, one is
-        beyond the size of its axis (the message names it), or the loops would take too long in Python.
+        Raises a TypeError if an index is not an int, and a ValueError if their number is wrong, one is beyond its axis
+        (the message names it), or the loops would take too long in Python.
         """
         if len(cell) != len(self.free):
             names = ", ".join(self.free) or "none, because the output is a single number"
@@ -286,7 +285,6 @@ def explain_einsum(equation: str, *operands: object) -> EinsumExplanation:
     return EinsumExplanation(
         **vars(contraction),
         equation=equation,
-        spelling=parsed.spelling,
         axes=tuple(axis_of(name, contraction) for name in (*contraction.free, *contraction.summed)),
         warnings=tuple(warnings),
         dtype=dtype,
