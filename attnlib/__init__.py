@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from attnlib.attend import Attended, attend, attention, attention_weights, merge
-from attnlib.causal import CausalAttention
 from attnlib.chunked import chunked_attend
 from attnlib.device import describe_device, get_device
 from attnlib.generation import GroupedQueryAttention
@@ -12,7 +11,7 @@ from attnlib.kv_cache import KVCache
 from attnlib.masks import causal_mask, padding_mask, sliding_window_mask
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
 from attnlib.positions import convert_rotary_layout, rotate
-from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2, context_vectors
+from attnlib.self_attention import CausalAttention, SelfAttention_v1, SelfAttention_v2, context_vectors
 
 if TYPE_CHECKING:
     from attnlib.einsum import EinsumExplanation, explain_einsum
@@ -27,11 +26,9 @@ __all__ += ["causal_mask", "describe_device", "get_device", "padding_mask", "sli
 __all__ += ["CausalAttention", "SelfAttention_v1", "SelfAttention_v2", "context_vectors"]
 __all__ += ["MultiHeadAttention", "MultiHeadAttentionWrapper", "join_heads", "split_heads"]
 __all__ += ["GroupedQueryAttention", "KVCache", "convert_rotary_layout", "rotate"]
-__all__ += ["EinsumExplanation", "explain_einsum"]
 __all__ += ["LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotations"]
 __all__ += ["IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"]
-__all__ += ["sharded_attend", "sharded_search"]
-__all__ += ["Encoder", "load_encoder"]
+__all__ += ["EinsumExplanation", "Encoder", "explain_einsum", "load_encoder", "sharded_attend", "sharded_search"]
 
 _LATER = ("einsum", "lsh", "memory", "real_model", "sharded")  # on first use, so that ``import attnlib`` stays light
 

@@ -133,7 +133,8 @@ def check_choice(name: str, value: object, first: str, second: str) -> None:
         raise ValueError(f'{name} must be "{first}" or "{second}"; got {value!r}')
 
 
-def check_divisible(d_out: int, num_heads: int) -> None:
-    """ValueError unless d_out can be shared among the heads."""
-    if d_out % num_heads:
-        raise ValueError(f"d_out must be divisible by num_heads; got d_out={d_out}, num_heads={num_heads}")
+def check_divisible(**sizes: int) -> None:
+    """ValueError unless the first of the two sizes can be shared out evenly among the second, such as heads."""
+    (name, size), (parts, count) = sizes.items()
+    if size % count:
+        raise ValueError(f"{name} must be divisible by {parts}; got {name}={size}, {parts}={count}")

@@ -40,9 +40,8 @@ def attend(
     Formula: ``scores_ij = scale · q_i · k_j``, ``logsumexp_i = log Σ_j exp(scores_ij)``,
     ``output_i = Σ_j exp(scores_ij − logsumexp_i) · v_j``, where j runs over the keys that query i may see.
 
-    Keys that a mask (…, 1, kv_tokens) hides from all queries alike, such as padding, may hold anything, even NaN or
-    infinity: no output and no gradient changes. Keys hidden from some queries only, by ``is_causal`` or by a mask that
-    differs between queries, must be finite, because a weight of 0 times NaN is NaN.
+    Keys that a mask (…, 1, kv_tokens) hides from all queries alike, such as padding, may hold anything, even NaN. Keys
+    hidden from some queries only must be finite, because a weight of 0 times NaN is NaN.
 
     Args:
         query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
@@ -149,11 +148,9 @@ def merge(parts: Sequence[Attended]) -> Attended:
     """Merge averages over disjoint sets of keys into the average over all of them, exactly.
 
     Formula: ``logsumexp = log Σ_p exp(logsumexp_p)``, ``output = Σ_p exp(logsumexp_p − logsumexp) · output_p``.
-    The weight of a part undoes the part's own division and divides once by the total.
 
-    ``parts`` is what ``attend`` returned for each set of keys, all with the same queries; shapes broadcast. The result
-    is what ``attend`` returns for the union of the keys. Raises a TypeError or ValueError if ``parts`` is empty, one is
-    not an ``Attended``, or they do not fit together.
+    ``parts`` is what ``attend`` returned for each set of keys, all with the same queries; shapes broadcast. Raises a
+    TypeError or ValueError if ``parts`` is empty, one is not an ``Attended``, or they do not fit together.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Milakov and Gimelshein 2018, "Online normalizer calculation
     for softmax".
@@ -179,8 +176,7 @@ def merge(parts: Sequence[Attended]) -> Attended:
 
 def _scores(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
     """Scaled scores, −inf where a query may not look; (…, q_tokens, kv_tokens), in float32 or wider."""
-    if scale is None:
-        scale = max(query.shape[-1], 1) ** -0.5
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     dtype = torch.promote_types(query.dtype, torch.float32)
     with without_autocast(query.device):
         scores = (query.to(dtype) * scale) @ key.to(dtype).mT
@@ -226,8 +222,6 @@ def _check_part(index: int, part: Attended, first: Attended, leading: torch.Size
     with suppress(RuntimeError):  # raised by shapes that do not broadcast
         if part.output.ndim and part.output.shape[-1] == first.output.shape[-1]:
             return torch.broadcast_shapes(leading, part.output.shape[:-1], part.logsumexp.shape)
-    raise ValueError(
-        f"{name} must have output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) like parts[0], "
-        f"{tuple(first.output.shape)}, and broadcast with all earlier parts; got {tuple(part.output.shape)} and "
-        f"{tuple(part.logsumexp.shape)}"
-    )
+    expected = "output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) that broadcast with the parts before it"
+    got = f"{tuple(part.output.shape)} and {tuple(part.logsumexp.shape)}"
+    raise ValueError(f"{name} must have {expected}; got {got}")

@@ -29,7 +29,7 @@ def chunked_attend(
     (online softmax). The backward pass recomputes the weights of each block, so it stores no scores either.
 
     For each leading index, at most ``block_size`` queries times ``block_size`` keys have scores at one time; with
-    ``is_causal``, blocks in the future cost nothing. Other arguments, result and errors are as in ``attend``, and
+    ``is_causal``, blocks in the future cost nothing. Other arguments, result and errors are as in ``attend``.
     NotImplementedError: under ``torch.vmap``, or its gradient is differentiated again; ``attend`` can do both.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Rabe and Staats 2021, "Self-attention does not need O(n²)

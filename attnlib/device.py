@@ -6,12 +6,6 @@ import platform
 import torch
 
 
-def _available() -> list[str]:
-    """The kinds of device on this machine, the preferred one first."""
-    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
-    return [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
-
-
 def get_device(prefer: str | torch.device | None = None) -> torch.device:
     """Choose the device to work on; nothing is remembered, so pass it on yourself.
 
@@ -24,7 +18,8 @@ def get_device(prefer: str | torch.device | None = None) -> torch.device:
     """
     if prefer is not None and not isinstance(prefer, (str, torch.device)):
         raise TypeError(f"prefer must be a device or its name; got {type(prefer).__name__}")
-    available = _available()
+    kinds = {"cuda": torch.cuda, "mps": torch.backends.mps, "xpu": torch.xpu}
+    available = [*(name for name, kind in kinds.items() if kind.is_available()), "cpu"]
     wanted = os.environ.get("ATTNLIB_DEVICE") or None if prefer is None else prefer
     if wanted is None:
         return torch.device(available[0])

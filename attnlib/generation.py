@@ -35,11 +35,8 @@ class GroupedQueryAttention(nn.Module):
             weights for "pairs"). Without it, order is left to the causal mask.
         window, sinks: as in ``sliding_window_mask``; default: a query sees all tokens before it.
 
-    Attributes:
-        W_query, W_key, W_value, out_proj: as in ``MultiHeadAttention``, created in this order; W_key and W_value are
-            ``nn.Linear(d_in, num_kv_heads · head_dim)``.
-
-    TypeError, ValueError: an argument is of the wrong kind or does not fit.
+    W_query, W_key, W_value and out_proj are as in ``MultiHeadAttention``, created in this order, but W_key and W_value
+    have num_kv_heads · head_dim outputs. TypeError, ValueError: an argument is of the wrong kind or does not fit.
 
     Source: Shazeer 2019 (Fast Transformer Decoding); Ainslie et al. 2023 (GQA), section 2.2.
 
@@ -70,9 +67,8 @@ class GroupedQueryAttention(nn.Module):
         super().__init__()
         check_counts(d_in=d_in, d_out=d_out, context_length=context_length)
         check_counts(num_heads=num_heads, num_kv_heads=num_kv_heads)
-        check_divisible(d_out, num_heads)
-        if num_heads % num_kv_heads:
-            raise ValueError(f"num_heads must be divisible by num_kv_heads; got {num_heads=}, {num_kv_heads=}")
+        check_divisible(d_out=d_out, num_heads=num_heads)
+        check_divisible(num_heads=num_heads, num_kv_heads=num_kv_heads)
         head_dim = d_out // num_heads
         check_bool("rotary", rotary)
         check_rotary(head_dim if rotary else 0, base)

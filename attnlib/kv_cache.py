@@ -87,12 +87,10 @@ class KVCache:
     def append(self, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> None:
         """Store the keys and values of the next tokens.
 
-        Args:
-            key, value: (batch, num_kv_heads, tokens, head_dim) and (batch, num_kv_heads, tokens, value_dim). The first
-                append decides the sizes, the device and the dtype, to which later ones are converted.
-            key_mask: boolean (batch, tokens), True = real; default: all are real. Padding is stored as zeros.
-
-        Raises a TypeError or ValueError if an argument is of the wrong kind or does not fit, and changes nothing then.
+        ``key`` and ``value`` are (batch, num_kv_heads, tokens, head_dim) and (…, value_dim). The first append decides
+        the sizes, the device and the dtype, to which later ones are converted. ``key_mask`` is boolean (batch, tokens),
+        True = real; default: all are. Padding is stored as zeros. Raises a TypeError or ValueError if an argument is of
+        the wrong kind or does not fit, and changes nothing then.
         """
         self._check_fits(key, value)
         if key_mask is not None:
@@ -129,10 +127,8 @@ class KVCache:
         return positions.masked_fill(~real, -1)
 
     def select_rows(self, rows: Tensor) -> "KVCache":
-        """A cache of these rows, int64 (new batch,): reordered or repeated for a beam search, or copied.
-
-        Raises a TypeError, ValueError or IndexError if ``rows`` is not a 1-D int64 tensor, or there is no such row.
-        """
+        """A cache of these rows, int64 (new batch,): reordered or repeated for a beam search, or copied. TypeError,
+        ValueError, IndexError: ``rows`` is not a 1-D int64 tensor, or there is no such row."""
         if not isinstance(rows, Tensor) or rows.dtype != torch.int64:
             raise TypeError(f"rows must be an int64 tensor; got {getattr(rows, 'dtype', type(rows).__name__)}")
         check_shape("rows", rows, "batch")

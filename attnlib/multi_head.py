@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from attnlib._fused import fused_attention
 from attnlib._validate import check_bool, check_counts, check_divisible, check_input, check_tensor
 from attnlib.attend import active_dropout, blank, hide_padding
-from attnlib.causal import CausalAttention
+from attnlib.self_attention import CausalAttention
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -24,7 +24,7 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     """
     check_tensor("x", x, "... tokens d_out")
     check_counts(num_heads=num_heads)
-    check_divisible(x.shape[-1], num_heads)
+    check_divisible(d_out=x.shape[-1], num_heads=num_heads)
     return x.unflatten(-1, (num_heads, -1)).transpose(-2, -3)  # (…, num_heads, tokens, head_dim)
 
 
@@ -85,9 +85,7 @@ class MultiHeadAttention(CausalAttention):
         num_heads: number of heads.
         is_causal: hide later tokens; False gives full attention.
 
-    Attributes:
-        W_query, W_key, W_value, dropout: as in ``CausalAttention``.
-        out_proj: ``nn.Linear(d_out, d_out)``, created last; it always has a bias.
+    Attributes are those of ``CausalAttention``, and ``out_proj``, an ``nn.Linear(d_out, d_out)`` with a bias.
 
     Source: Vaswani et al. 2017, section 3.2.2.
 
@@ -109,7 +107,7 @@ class MultiHeadAttention(CausalAttention):
         super().__init__(d_in, d_out, context_length, dropout, qkv_bias)
         check_counts(num_heads=num_heads)
         check_bool("is_causal", is_causal)
-        check_divisible(d_out, num_heads)
+        check_divisible(d_out=d_out, num_heads=num_heads)
         self.num_heads, self.is_causal = num_heads, is_causal
         self.out_proj = nn.Linear(d_out, d_out)
 

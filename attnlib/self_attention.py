@@ -1,10 +1,12 @@
-"""Self-attention: every token asks, and every token answers; with and without trained weights."""
+"""Self-attention: every token asks, and every token answers, or in causal attention those up to the one that asks."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_counts, check_input, check_tensor
+from attnlib._validate import check_counts, check_input, check_probability, check_tensor
 from attnlib.attend import _scores, _softmax, active_dropout, blank, hide_padding
 
 
@@ -48,10 +50,8 @@ class Layer(nn.Module):
         return blank(fused_attention(query, key, value, mask, self.is_causal, None, dropout_p), mask)
 
     def attention_weights(self, x: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """Weights before dropout, (…, tokens, tokens), or (…, num_heads, tokens, tokens) of several heads.
-
-        Rows sum to one, or to zero for padding.
-        """
+        """Weights before dropout, (…, tokens, tokens), or (…, num_heads, tokens, tokens) of several heads. Rows sum to
+        one, or to zero for padding."""
         check_input(x, self.d_in, self.context_length)
         x, mask = hide_padding(x, key_mask)
         query, key = self._project(x, "query"), self._project(x, "key")
@@ -70,12 +70,9 @@ class SelfAttention_v1(Layer):
         d_in, d_out: size of a token's vector, and that of a query, a key, a value and a context vector.
         qkv_bias: add a trained vector (d_out,) after each product; it starts at zero.
 
-    Attributes:
-        W_query, W_key, W_value: (d_in, d_out), drawn with ``torch.randn`` in this order.
-        bias_query, bias_key, bias_value: (d_out,), or None without ``qkv_bias``.
-
-    TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive int; in ``forward``, x or ``key_mask`` does not fit.
-    The dtype and device of x are checked by the layer's own products.
+    W_query, W_key and W_value, (d_in, d_out), are drawn with ``torch.randn`` in this order; bias_query, bias_key and
+    bias_value, (d_out,), are None without ``qkv_bias``. TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive
+    int; in ``forward``, x or ``key_mask`` does not fit. Its dtype and device are left to the layer's own products.
 
     Source: Vaswani et al. 2017, section 3.2.1.
 
@@ -94,9 +91,7 @@ class SelfAttention_v1(Layer):
     @classmethod
     def from_v2(cls, v2: "SelfAttention_v2") -> "SelfAttention_v1":
         """Make a v1 with copies of the weights of ``v2``, transposed, and of its biases; what is frozen stays frozen.
-
-        Raises a TypeError if ``v2`` is not a ``SelfAttention_v2``.
-        """
+        TypeError: ``v2`` is not a ``SelfAttention_v2``."""
         if type(v2) is not SelfAttention_v2:  # CausalAttention is one of its subclasses
             raise TypeError(f"v2 must be a SelfAttention_v2; got {type(v2).__name__}")
         v1 = cls(v2.d_in, v2.W_query.out_features, qkv_bias=v2.W_query.bias is not None)
@@ -127,3 +122,40 @@ class SelfAttention_v2(Layer):
         check_counts(d_in=d_in, d_out=d_out)
         self.d_in = d_in
         self.W_query, self.W_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(3))
+
+
+class CausalAttention(SelfAttention_v2):
+    """Single-head self-attention in which no token sees a later one.
+
+    Formula: ``dropout(softmax(Q Kᵀ / √d_out + M)) V`` with ``M_ij = 0`` for j ≤ i and −∞ after it. Errors are as in
+    ``SelfAttention_v1``.
+
+    Args:
+        d_in, d_out, qkv_bias: as in ``SelfAttention_v2``.
+        context_length: the largest number of tokens in x; with more, ``forward`` raises a ValueError.
+        dropout: share of the weights dropped while training, 0 … 1; the others grow by 1/(1 − dropout).
+
+    Attributes are those of ``SelfAttention_v2``, and ``dropout``, an ``nn.Dropout`` whose own ``training`` decides
+    whether it drops. The mask is not a buffer, so a ``mask`` in a state dict is ignored.
+
+    Source: Vaswani et al. 2017, section 3.2.3.
+
+    >>> CausalAttention(d_in=3, d_out=2, context_length=6)(torch.rand(5, 6, 3)).shape
+    torch.Size([5, 6, 2])
+    """
+
+    is_causal = True
+
+    def __init__(
+        self, d_in: int, d_out: int, context_length: int, dropout: float = 0.0, qkv_bias: bool = False
+    ) -> None:
+        super().__init__(d_in, d_out, qkv_bias)
+        check_counts(context_length=context_length)
+        check_probability("dropout", dropout)
+        self.context_length, self.dropout = context_length, nn.Dropout(dropout)
+        self.register_load_state_dict_pre_hook(drop_mask_buffer)
+
+
+def drop_mask_buffer(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
+    """Allow a state dict that holds the mask as a buffer, as the classes in many books do."""
+    state_dict.pop(f"{prefix}mask", None)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from attnlib.causal import CausalAttention
+from attnlib.self_attention import CausalAttention
 from oracle import attend_by_loops
 
 D_IN, D_OUT, TOKENS, BATCH, CONTEXT = 5, 3, 7, 2, 11

@@ -15,12 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from attnlib.causal import CausalAttention
 from attnlib.generation import GroupedQueryAttention
 from attnlib.lsh import LSHSelfAttention
 from attnlib.memory import MemoryAttention
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper
-from attnlib.self_attention import SelfAttention_v1, SelfAttention_v2
+from attnlib.self_attention import CausalAttention, SelfAttention_v1, SelfAttention_v2
 
 BATCH, TOKENS, D_IN, CONTEXT = 3, 7, 5, 19
 

@@ -158,5 +158,5 @@ def test_errors_of_merge():
     with pytest.raises(ValueError, match=r"parts\[0\] must have output .* got \(\) and \(\)"):
         merge([Attended(torch.zeros(()), torch.zeros(()))])
     rows = [Attended(torch.randn(n, 7, 5), torch.randn(n, 7)) for n in (1, 2, 3)]
-    with pytest.raises(ValueError, match=r"parts\[2\] must .* broadcast with all earlier parts; got \(3, 7, 5\) and"):
+    with pytest.raises(ValueError, match=r"parts\[2\] must .* broadcast with the parts before it; got \(3, 7, 5\) and"):
         merge(rows)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from attnlib.attend import attend
-from attnlib.causal import CausalAttention
 from attnlib.multi_head import MultiHeadAttention, MultiHeadAttentionWrapper, join_heads, split_heads
+from attnlib.self_attention import CausalAttention
 from largest_tensor import LargestTensor
 from oracle import attend_by_loops
 

@@ -296,7 +296,7 @@ def test_what_is_not_a_text_is_named(tiny):
     with pytest.raises(TypeError, match="texts must be strings; got bytes"):
         tiny.encode(["one", b"two"])
     for call in (tiny.hidden_states, tiny.attention_weights):
-        with pytest.raises(TypeError, match="text must be a string; got list"):
+        with pytest.raises(TypeError, match="texts must be strings; got list"):
             call(["one"])
     with pytest.raises(ValueError, match="batch_size must be at least 1; got 0"):
         tiny.encode("one", batch_size=0)

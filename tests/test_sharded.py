@@ -66,9 +66,9 @@ def test_a_process_that_is_killed_in_the_ring_is_named_within_the_time_out(outco
 
 def test_without_a_process_group_the_error_says_what_to_do():
     query, key, value = (torch.randn(tokens, 5) for tokens in (7, 11, 11))
-    with pytest.raises(RuntimeError, match="start with torchrun and call init_process_group"):
+    with pytest.raises(RuntimeError, match="use torchrun and init_process_group"):
         sharded_attend(query, key, value)
-    with pytest.raises(RuntimeError, match="start with torchrun and call init_process_group"):
+    with pytest.raises(RuntimeError, match="use torchrun and init_process_group"):
         sharded_search(KVMemory(4, 1, 5), torch.randn(1, 1, 7, 5), 2)
 
 

@@ -88,8 +88,6 @@ def attend_rounds(query_key: Tensor, value: Tensor, rotations: Tensor, key_mask:
     if value.numel() == 0:
         return value * 0.0
     batch, heads, tokens, _ = query_key.shape
-    if rule.across_buckets and tokens <= rule.chunk_size:
-        rotations = rotations[:, :1]  # one chunk holds every token, so all rounds would be the same
     rule = rule._replace(chunk_size=min(rule.chunk_size, tokens))  # no buffers for places that stay empty
     real = None if key_mask is None else key_mask[:, None, None]  # (batch, 1, 1, tokens)
     query_key, value = blank(query_key, real), blank(value, real)

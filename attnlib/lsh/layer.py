@@ -20,7 +20,6 @@ class LSHSelfAttention(nn.Module):
     The directions that the rounds hash with are a buffer, so a saved layer finds the same buckets again and every
     forward pass is deterministic. Each layer draws its own from PyTorch's global generator, after its Linears. During
     training, call ``resample_rotations`` now and then, or before each step, so the layer cannot overfit to one draw.
-    It never falls back to full attention, however short the sequence, because that would be a different function.
 
     Args:
         d_in, d_out, num_heads, is_causal, qkv_bias: as in ``MultiHeadAttention``.
@@ -28,12 +27,10 @@ class LSHSelfAttention(nn.Module):
         num_buckets: number of buckets, even. It is the same for every length, so prefixes agree with the whole.
         num_hashes: number of rounds.
 
-    Attributes:
-        W_query_key, W_value: ``nn.Linear(d_in, d_out)``; out_proj: ``nn.Linear(d_out, d_out)``; created in this order.
-        rotations: buffer (num_heads, num_hashes, head_dim, num_buckets // 2), kept in the ``state_dict``.
-
-    TypeError, ValueError: a size is not a positive int, d_out is not divisible by ``num_heads``, ``num_buckets`` is
-    odd, or an option is not a bool; in ``forward``, x or ``key_mask`` is of the wrong kind or shape.
+    W_query_key, W_value (d_in to d_out) and out_proj (d_out to d_out) are ``nn.Linear``, created in this order; the
+    buffer ``rotations`` is (num_heads, num_hashes, head_dim, num_buckets // 2). TypeError, ValueError: a size is not a
+    positive int, d_out is not divisible by ``num_heads``, ``num_buckets`` is odd, or an option is not a bool; in
+    ``forward``, x or ``key_mask`` is of the wrong kind or shape.
 
     Source: Kitaev et al. 2020, "Reformer", section 2.
 
@@ -59,7 +56,7 @@ class LSHSelfAttention(nn.Module):
         check_counts(d_in=d_in, d_out=d_out, num_heads=num_heads, chunk_size=chunk_size)
         check_bool("is_causal", is_causal)
         check_bool("qkv_bias", qkv_bias)
-        check_divisible(d_out, num_heads)
+        check_divisible(d_out=d_out, num_heads=num_heads)
         self.d_in, self.num_heads, self.chunk_size, self.is_causal = d_in, num_heads, chunk_size, is_causal
         self.W_query_key, self.W_value = (nn.Linear(d_in, d_out, bias=qkv_bias) for _ in range(2))
         self.out_proj = nn.Linear(d_out, d_out)

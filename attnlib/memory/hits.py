@@ -73,13 +73,9 @@ def topk_attend(query: Tensor, hits: MemoryHits, *, scale: float | None = None) 
     Formula: as ``attend``, with ``scores_tj = scale · q_t · k_tj`` for the token's own top_k. The scores are computed
     from ``query``, so it gets a gradient even if it is not the query that searched.
 
-    Args:
-        query: (batch, heads, tokens, head_dim).
-        hits: what ``KVMemory.search`` found, for as many heads, or for one that all heads share.
-        scale: as for ``attend``.
-
-    Returns output (batch, heads, tokens, value_dim) and logsumexp (batch, heads, tokens); zeros and −inf where nothing
-    was found. TypeError, ValueError: kinds, dtypes, shapes or devices do not fit.
+    ``query`` is (batch, heads, tokens, head_dim); ``hits`` are what ``KVMemory.search`` found, for as many heads, or
+    for one that all share. Returns output (batch, heads, tokens, value_dim) and logsumexp (batch, heads, tokens);
+    zeros and −inf where nothing was found. TypeError, ValueError: kinds, dtypes, shapes or devices do not fit.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3.2.
 

@@ -285,10 +285,8 @@ class KVMemory:
     def _before_a_change(self) -> None:
         """Refuse changes while a reentrant checkpoint may still recompute what it read. Under no_grad there is none."""
         if self._awaited and torch.is_grad_enabled():
-            raise RuntimeError(
-                "the memory was read by a forward without gradients and is now changed with them. In a reentrant "
-                f"checkpoint, {ADVICE}. Otherwise, change it under torch.no_grad() too"
-            )
+            read = "the memory was read by a forward without gradients and is now changed with them"
+            raise RuntimeError(f"{read}. In a reentrant checkpoint, {ADVICE}. Otherwise, do so under torch.no_grad()")
         self._awaited = 0
         self._writes += 1
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnlib._fused import fused_attention
-from attnlib._validate import check_counts, check_divisible, check_input, check_probability
+from attnlib._validate import check_choice, check_counts, check_divisible, check_input, check_probability
 from attnlib.attend import _average, _scores, _softmax, active_dropout, blank, hide_padding, merge
 from attnlib.memory.hits import MemoryHits, average_values, check_hits, score_keys
 from attnlib.memory.kv_memory import KVMemory
@@ -30,12 +30,10 @@ class MemoryAttention(nn.Module):
         fusion: "joint" or "gate".
         head_dim: size of each head's queries, keys and values; default: ``d_out / num_heads``.
 
-    Attributes:
-        W_query, W_key, W_value: ``nn.Linear(d_in, num_heads · head_dim)``; out_proj:
-            ``nn.Linear(num_heads · head_dim, d_out)``; created in this order.
-        log_temperature: (num_heads,), learned, starts at log 0.1. gate: (num_heads,), starts at 0; None for "joint".
-
-    TypeError, ValueError: an invalid size or option, or d_out is not divisible by ``num_heads``.
+    W_query, W_key and W_value are ``nn.Linear(d_in, num_heads · head_dim)``, out_proj is
+    ``nn.Linear(num_heads · head_dim, d_out)``, created in this order. ``log_temperature``, (num_heads,), is learned and
+    starts at log 0.1; ``gate``, (num_heads,), at 0, and is None for "joint". TypeError, ValueError: an invalid size or
+    option, or d_out is not divisible by ``num_heads``.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3; unit queries and keys: Henry et al. 2020 (Query-Key
     Normalization for Transformers), section 2.
@@ -65,10 +63,9 @@ class MemoryAttention(nn.Module):
         super().__init__()
         check_counts(d_in=d_in, d_out=d_out, context_length=context_length, num_heads=num_heads, top_k=top_k)
         check_probability("dropout", dropout)
-        if fusion not in ("joint", "gate"):
-            raise ValueError(f'fusion must be "joint" or "gate"; got {fusion!r}')
+        check_choice("fusion", fusion, "joint", "gate")
         if head_dim is None:
-            check_divisible(d_out, num_heads)
+            check_divisible(d_out=d_out, num_heads=num_heads)
             head_dim = d_out // num_heads
         check_counts(head_dim=head_dim)
         self.d_in, self.context_length, self.num_heads, self.head_dim = d_in, context_length, num_heads, head_dim

@@ -29,9 +29,7 @@ class Ring:
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         if not dist.is_available() or not dist.is_initialized():
-            raise RuntimeError(
-                "torch.distributed is not initialised: start with torchrun and call init_process_group('gloo') first"
-            )
+            raise RuntimeError("torch.distributed is not initialised: use torchrun and init_process_group('gloo')")
         self.group: dist.ProcessGroup = dist.group.WORLD if group is None else group  # type: ignore[assignment]
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         if self.rank < 0:
@@ -126,12 +124,11 @@ class Ring:
             yield
         except RuntimeError as error:
             seconds = time.monotonic() - start
-            missing = self._find_missing(peer)
+            missing, reason = self._find_missing(peer), str(error).splitlines()[0]
             through = "" if missing == peer else f", which rank {peer} was waiting for,"
-            raise ConnectionError(
-                f"rank {missing}{through} has died or does not answer: rank {self.rank} of {self.size} gave up after "
-                f"{seconds:.1f} s ({str(error).splitlines()[0]})"
-            ) from error
+            found = f"rank {missing}{through} has died or does not answer"
+            gave_up = f"rank {self.rank} of {self.size} gave up after {seconds:.1f} s ({reason})"
+            raise ConnectionError(f"{found}: {gave_up}") from error
 
     def _find_missing(self, peer: int) -> int:
         """Each failing rank records the peer it was waiting for; follow these records to a rank without one."""
@@ -197,8 +194,7 @@ def ring_attend(
         return {"is_causal": is_causal, "scale": scale, "gradients wanted": wants_gradients}
 
     shapes = ring.agree(facts, {"query": query, "key": key, "value": value}, free_axis=-2)
-    if scale is None:
-        scale = max(query.shape[-1], 1) ** -0.5
+    scale = max(query.shape[-1], 1) ** -0.5 if scale is None else scale
     plan = Plan(ring, scale, is_causal, tuple(s["query"][-2] for s in shapes), tuple(s["key"][-2] for s in shapes))
     return Attended(*_Sharded.apply(query, key, value, plan))
 
