@@ -32,16 +32,13 @@ EXAMPLES = {
     "plot_head_numbers": lambda f: f(torch.rand(2, 3), label="n"),
     "plot_head_split": lambda f: f(torch.arange(12.0).view(2, 3, 2)),
     "plot_heads": lambda f: f(torch.rand(3, 2, 2)),
-    "plot_lookup": lambda f: f([torch.eye(2, 3)], titles=["t"], query_labels="ab", key_labels="xyz"),
     "plot_masks": lambda f: f({"one": torch.eye(3).bool(), "other": torch.ones(3, 2).bool()}),
     "plot_memory_reads": lambda f: f(torch.tensor([[3, -1]]), torch.rand(1, 2), now=5, capacity=3, labels="abcde"),
     "plot_model": lambda f: f(torch.rand(2, 3, 4, 5)),
     "plot_parts": lambda f: f(ROW, ROW, [1]),
     "plot_ring": lambda f: f(3, is_causal=True),
-    "plot_scaling": lambda f: f((2, 8), {"a": [1, 2]}, {"a": [0.7, 0.1]}),
     "plot_softmax": lambda f: f(ROW, ROW.softmax(0), title="t"),
     "plot_sorted": lambda f: f(torch.tensor([1, 0, 1]), 2),
-    "plot_staircase": lambda f: f([2, 4, 8], {"a": [1.0, 0.1], "b": [1.0, 1.0]}, chance=0.1),
 }
 
 

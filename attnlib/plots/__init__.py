@@ -11,9 +11,7 @@ if find_spec("matplotlib") is None:
 
 from attnlib.plots._base import picture, show_image
 from attnlib.plots._svg import to_svg
-from attnlib.plots.arrows import plot_arrows
-from attnlib.plots.bars import plot_context, plot_memory_reads, plot_parts, plot_softmax
-from attnlib.plots.curves import plot_curves, plot_scaling, plot_staircase
+from attnlib.plots.charts import plot_arrows, plot_context, plot_curves, plot_memory_reads, plot_parts, plot_softmax
 from attnlib.plots.einsum import plot_einsum
 from attnlib.plots.lsh import plot_hash_circle, plot_hash_round, plot_sorted
 from attnlib.plots.matrices import (
@@ -21,7 +19,6 @@ from attnlib.plots.matrices import (
     plot_head_numbers,
     plot_head_split,
     plot_heads,
-    plot_lookup,
     plot_masks,
     plot_model,
     plot_ring,
@@ -29,7 +26,6 @@ from attnlib.plots.matrices import (
 
 __all__ = [
     "picture", "plot_arrows", "plot_attention", "plot_context", "plot_curves", "plot_einsum", "plot_hash_circle",
-    "plot_hash_round", "plot_head_numbers", "plot_head_split", "plot_heads", "plot_lookup", "plot_masks",
-    "plot_memory_reads", "plot_model", "plot_parts", "plot_ring", "plot_scaling", "plot_softmax", "plot_sorted",
-    "plot_staircase", "show_image", "to_svg",
+    "plot_hash_round", "plot_head_numbers", "plot_head_split", "plot_heads", "plot_masks", "plot_memory_reads",
+    "plot_model", "plot_parts", "plot_ring", "plot_softmax", "plot_sorted", "show_image", "to_svg",
 ]  # fmt: skip

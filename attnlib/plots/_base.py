@@ -17,6 +17,7 @@ from torch import Tensor
 from attnlib.plots._svg import to_svg
 
 PACKAGE = Path(__file__).resolve().parents[1]
+Labels = Sequence[str] | None
 IMAGES = (PACKAGE / "images", PACKAGE.parent / "images")  # as installed, and in a checkout
 
 
@@ -73,7 +74,7 @@ def as_arrays(names: str, shape: str, *values: Tensor) -> list[np.ndarray]:
     return arrays
 
 
-def check_labels(labels: Sequence[str] | None, count: int, name: str) -> None:
+def check_labels(labels: Labels, count: int, name: str) -> None:
     """ValueError unless there is a label for each of so many queries or keys."""
     if labels is not None and len(labels) != count:
         raise ValueError(f"labels must hold a word for each {name}, {count} of them; got {len(labels)}")

@@ -1,7 +1,5 @@
 """An einsum: its tensors, and the products that fill one cell of its output."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from matplotlib import colormaps, style
@@ -38,10 +36,10 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     trace = explanation.trace(*cell)
     *before, now = trace.products[: None if step is None else step + 1]
     so_far = sum(product.value for product in (*before, now))
-    last = [_place([size - 1 for size in tensor.shape], tensor.shape) for tensor in tensors]
-    widths, heights = np.transpose(last) + 1
-    size = 0.55 * widths.sum() + 0.8 * len(tensors), 0.45 * heights.max() + 1.6
-    axes = page(*size, len(tensors), width_ratios=widths)
+    shapes = [(1,) * (4 - tensor.ndim) + tensor.shape for tensor in tensors]
+    widths = [aside * (columns + GAP) - GAP for _, aside, _, columns in shapes]
+    heights = [below * (rows + GAP) - GAP for below, _, rows, _ in shapes]
+    axes = page(0.55 * sum(widths) + 0.8 * len(tensors), 0.45 * max(heights) + 1.6, len(tensors), width_ratios=widths)
     figure = axes[0].figure
     figure.get_layout_engine().set(h_pad=0.1)
     for operand, ax in enumerate(axes[:-1]):
@@ -59,17 +57,11 @@ def plot_einsum(explanation: EinsumExplanation, cell: tuple[int, ...], step: int
     return axes
 
 
-def _place(index: Sequence[int], shape: Sequence[int]) -> tuple[float, float]:
-    """Where an entry is drawn: x and y of its cell."""
-    missing = 4 - len(shape)
-    below, aside, row, column = [0] * missing + [*index]
-    *_, rows, columns = [1] * missing + [*shape]
-    return column + aside * (columns + GAP), row + below * (rows + GAP)
-
-
 def _draw(ax: Axes, tensor: Tensor, colours: dict, title: str, names: tuple[str, ...]) -> None:
+    *_, rows, columns = (1, 1, *tensor.shape)
     for index in np.ndindex(*tensor.shape):
-        x, y = _place(index, tensor.shape)
+        i, j, row, column = (0,) * (4 - tensor.ndim) + index
+        x, y = column + j * (columns + GAP), row + i * (rows + GAP)
         colour = colours.get(index, UNTOUCHED)
         ax.add_patch(Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="0.4", linewidth=0.8))
         if colour is not EMPTY:
@@ -79,8 +71,8 @@ def _draw(ax: Axes, tensor: Tensor, colours: dict, title: str, names: tuple[str,
     # The last entry was drawn at the right and the bottom.
     ax.set(xlim=(-0.1, x + 1.1), ylim=(y + 1.1, -0.1), aspect="equal", xticks=[], yticks=[])
     ax.set_title(f"{title} ({', '.join(names)})", fontsize=9)
-    below, aside, row, column = [""] * (4 - len(names)) + [*names]
-    label = f"{row}, blocks: {below}" if below else row
-    ax.set_xlabel(f"{column}, blocks: {aside}" if aside else column, fontsize=9)
+    below, aside, down, across = ("",) * (4 - len(names)) + names
+    label = f"{down}, blocks: {below}" if below else down
+    ax.set_xlabel(f"{across}, blocks: {aside}" if aside else across, fontsize=9)
     ax.set_ylabel(label, fontsize=9, rotation=90 if len(label) > 2 else 0)
     ax.spines[:].set_visible(False)

@@ -6,17 +6,16 @@ import numpy as np
 from matplotlib import colormaps, style
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 from torch import Tensor
 
-from attnlib.plots._base import as_arrays, check_labels, ink, page
+from attnlib.plots._base import Labels, as_arrays, check_labels, ink, page
 
 # An odd number of colours: 0, ½ and 1 are never on the border between two of them.
 WEIGHTS, KINDS = colormaps["viridis"].resampled(37), colormaps["cividis"]
 STEPS = colormaps["viridis"].resampled(10)  # few colours: cells of one colour are one path, which keeps the page small
-Labels = Sequence[str] | None
 
 
 def draw_matrix(
@@ -45,10 +44,11 @@ def draw_matrix(
     return mesh
 
 
-def draw_bar(axes: np.ndarray, colours, label: str, ticks: Sequence[float], words: Labels, **place) -> None:
-    """Draw a colour bar beside the axes, with words at the ticks of its scale."""
+def draw_bar(axes: np.ndarray, colours, label: str, form: str = "%.2f", **place) -> None:
+    """Draw a colour bar beside the axes, with numbers at its ends and in its middle."""
     bar = axes[0].figure.colorbar(colours, ax=list(axes), label=label, **place)
-    bar.set_ticks(ticks, labels=words)
+    ticks = colours.norm.inverse([0.0, 0.5, 1.0])
+    bar.set_ticks(ticks, labels=["0", *(form % tick for tick in ticks[1:])])
     bar.minorticks_off()
     bar.outline.set_visible(False)
 
@@ -68,9 +68,7 @@ def draw_weights(
         ax.set_title(title)
     for ax in axes[1:]:
         ax.set_ylabel("")
-    middle = top / 2 if numbers else top / 4
-    marks = ["0", f"{middle:.2f}", f"{top:.2f}"]
-    draw_bar(axes, mesh, f"Weight (largest: {top:.2f})", [0, middle, top], marks)
+    draw_bar(axes, mesh, f"Weight (largest: {top:.2f})")
 
 
 @style.context("default")
@@ -92,26 +90,18 @@ def plot_attention(
 
 
 @style.context("default")
-def plot_heads(weights: Tensor, *, labels: Labels = None, titles: Labels = None) -> np.ndarray:
+def plot_heads(
+    weights: Tensor, *, labels: Labels = None, key_labels: Labels = None, titles: Labels = None
+) -> np.ndarray:
     """Draw the attention matrix of each head, (heads, q_tokens, kv_tokens), side by side, on one scale.
 
-    The default of ``titles``, a line above each head, is "Head 0", "Head 1" …
+    ``labels`` are for the queries, and for the keys too unless they have ``key_labels``. The default of ``titles``, a
+    line above each head, is "Head 0", "Head 1" …
     """
     (array,) = as_arrays("weights", "(heads, q_tokens, kv_tokens)", weights)
     heads, rows, columns = array.shape
     axes = page(max(2.4, 0.28 * columns + 1.2) * heads + 0.9, max(2.6, 0.28 * rows + 1.4), heads, sharey=True)
-    draw_weights(axes, list(array), labels, labels, titles or [f"Head {head}" for head in range(heads)])
-    return axes
-
-
-@style.context("default")
-def plot_lookup(
-    weights: Sequence[Tensor], *, titles: Sequence[str], query_labels: Sequence[str], key_labels: Sequence[str]
-) -> np.ndarray:
-    """Draw attention matrices (q_tokens, kv_tokens) side by side, on one scale, each below its title."""
-    matrices = as_arrays("weights", "(q_tokens, kv_tokens)", *weights)
-    axes = page(2.3 * len(matrices) + 1.7, 3.0, len(matrices), sharey=True)
-    draw_weights(axes, matrices, query_labels, key_labels, titles)
+    draw_weights(axes, list(array), labels, key_labels or labels, titles or [f"Head {head}" for head in range(heads)])
     return axes
 
 
@@ -196,8 +186,7 @@ def plot_model(weights: Tensor) -> Axes:
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    colours = ScalarMappable(Normalize(0, 1), STEPS)
-    draw_bar(axes, colours, "Weight", [0, 0.5, 1], ["0", "0.25", "1"], aspect=40, pad=0.01)
+    draw_bar(axes, ScalarMappable(PowerNorm(0.5, 0, 1), STEPS), "Weight", "%g", aspect=40, pad=0.01)
     return ax
 
 
@@ -214,6 +203,5 @@ def plot_head_numbers(numbers: Tensor, *, label: str) -> Axes:
     rows = [f"Layer {layer}" for layer in range(layers)]
     mesh = draw_matrix(axes[0], array, np.char.mod(form, array), rows, top=top, power=0.5, colours=WEIGHTS)
     axes[0].set(xlabel="Heads", ylabel="", xticks=range(heads))
-    ticks = [0, top / 4, top]
-    draw_bar(axes, mesh, label, ticks, [form % tick for tick in ticks])
+    draw_bar(axes, mesh, label, form)
     return axes[0]
