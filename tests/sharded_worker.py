@@ -1,9 +1,11 @@
-"""One of four processes that test sharded attention and search: python sharded_worker.py RANK STORE RESULTS
+"""Processes that test sharded attention and search: python sharded_worker.py FOLDER
 
-All four start once; the cases run in groups of 1, 2, 3 and 4 of them, and each process records how each case went.
+This process imports torch once, and forks the others where that is safe. Four of them run the cases in groups of 1, 2,
+3 and 4. Meanwhile each failure happens among processes of its own, so that nobody else waits for it. FOLDER/NAME.RANK
+says how each case went. Last, torchrun runs the demonstration.
 """
 
-import json
+import multiprocessing
 import os
 import random
 import sys
@@ -15,9 +17,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.run
+import torch.distributed.tensor  # otherwise each process imports it with its first assert_close
 from torch import Tensor
 from torch.testing import assert_close
 
+import attnlib.sharded
 from attnlib.attend import Attended, attend
 from attnlib.memory import KVMemory
 from attnlib.sharded import sharded_attend, sharded_search
@@ -25,7 +30,6 @@ from attnlib.sharded.ring_attention import Ring, ring_attend
 
 WORLD = 4
 PATIENCE = timedelta(seconds=3)
-NAP = PATIENCE.total_seconds() + 4  # longer than it takes to find out who is napping
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-8}
 
 
@@ -71,9 +75,8 @@ def compare_with_one_process(group, generator: random.Random, dtype: torch.dtype
 
 
 def random_partitions(group) -> None:
-    for seed in range(12):
-        for dtype in TOLERANCE:
-            compare_with_one_process(group, random.Random(f"{seed} {dtype}"), dtype, is_causal=seed % 2 == 1)
+    for seed, dtype in enumerate([*TOLERANCE] * 4):
+        compare_with_one_process(group, random.Random(seed), dtype, is_causal=seed % 2 == 1)
 
 
 def bytes_are_counted(group) -> None:
@@ -195,56 +198,78 @@ def someone_fails(group, victim: int, how: Callable, laps: int) -> None:
     if rank == victim:
         dist.batch_isend_irecv = post_or_fail
     qkv = [torch.randn(2, tokens, 5, requires_grad=True) for tokens in (7, 11, 11)]
+    dist.barrier()
     start, said = time.monotonic(), "no ConnectionError"
     try:
         sharded_attend(*qkv, group=group).output.sum().backward()
     except ConnectionError as error:
         said = str(error)
     seconds = time.monotonic() - start
-    dist.batch_isend_irecv = post
-    if rank != victim:
-        assert f"rank {victim}" in said.split(":")[0], said
-        assert seconds < PATIENCE.total_seconds() + 4, seconds  # 4 s for a busy machine
+    assert f"rank {victim}" in said.split(":")[0], said
+    assert seconds < PATIENCE.total_seconds() + 4, seconds  # 4 s for a busy machine
 
 
-def run(rank: int, results: Path) -> None:
-    groups = {size: dist.new_group(list(range(size))) for size in range(1, WORLD + 1)}
+FAILURES = {  # how many processes, which of them fails, how, and after how many laps
+    "a process hangs before the roll call": (3, 1, lambda: time.sleep(3600), 0),
+    "a process hangs in the ring": (3, 1, lambda: time.sleep(3600), 1),
+    "a process is killed": (4, 2, lambda: os._exit(9), 2),
+}
+
+
+def join(folder: Path, name: str, rank: int, size: int) -> None:
+    store, timeout = dist.FileStore(str(folder / f"{name}.store"), size), timedelta(seconds=120)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timeout)
+
+
+def record(outcome: Path, case: Callable, *args) -> None:
+    said = "passed"
+    try:
+        case(*args)
+    except Exception:
+        said = traceback.format_exc()
+    outcome.write_text(said, encoding="utf-8")
+
+
+def run_cases(folder: Path, rank: int) -> None:
+    join(folder, "cases", rank, WORLD)
+    groups = {str(size): dist.new_group(list(range(size))) for size in range(1, WORLD + 1)}
     groups["1 and 3"] = dist.new_group([1, 3])  # here a rank in the group differs from the rank in the world
-    steps = [
-        (f"{case.__name__}-{size}", case, group)
-        for size, group in groups.items()
-        for case in (random_partitions, bytes_are_counted, second_derivative, search, order, disagreements)
-        if not (case is disagreements and size == 1)
-    ]
-    steps += [
-        (
-            name,
-            lambda group, rest=rest: someone_fails(group, *rest),
-            dist.new_group(list(range(size)), timeout=PATIENCE),
-        )
-        for name, size, *rest in (
-            ("a process hangs before the roll call", 3, 1, lambda: time.sleep(NAP), 0),
-            ("a process hangs in the ring", 3, 1, lambda: time.sleep(NAP), 1),
-            ("a process is killed", 4, 2, lambda: os._exit(9), 2),
-        )
-    ]
-    outcomes = {}
-    for name, case, group in steps:
-        if name.startswith("a process"):
-            dist.barrier()  # so that the case before delays nobody
+    for members, group in groups.items():
         if group is dist.GroupMember.NON_GROUP_MEMBER:
             continue
-        try:
-            case(group)
-            outcomes[name] = "passed"
-        except Exception:
-            outcomes[name] = traceback.format_exc()
-        results.write_text(json.dumps(outcomes), encoding="utf-8")
+        for case in (random_partitions, bytes_are_counted, second_derivative, search, order, disagreements):
+            if not (case is disagreements and members == "1"):
+                record(folder / f"{case.__name__}-{members}.{rank}", case, group)
+
+
+def run_failure(folder: Path, rank: int, name: str) -> None:
+    size, *rest = FAILURES[name]
+    join(folder, name, rank, size)
+    group = dist.new_group(list(range(size)), timeout=PATIENCE)
+    record(folder / f"{name}.{rank}", someone_fails, group, *rest)
+    os._exit(0)  # a group with a failed process cannot be shut down cleanly
+
+
+def main(folder: Path) -> None:
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    processes = [context.Process(target=run_cases, args=(folder, rank)) for rank in range(WORLD)]
+    victims = []
+    for name, (size, victim, *_) in FAILURES.items():
+        for rank in range(size):
+            process = context.Process(target=run_failure, args=(folder, rank, name))
+            (victims if rank == victim else processes).append(process)
+    for process in [*processes, *victims]:
+        process.start()
+    end = time.monotonic() + 240
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    for process in [*processes, *victims]:
+        process.kill()
+    if sys.platform != "win32":  # torchrun's own store is not in every build for Windows
+        demonstration = ["--run-path", str(Path(attnlib.sharded.__file__).with_name("__main__.py"))]
+        start = f"--start-method={context.get_start_method()}"
+        torch.distributed.run.main(["--standalone", "--nproc-per-node=2", start, *demonstration])
 
 
 if __name__ == "__main__":
-    rank, store, results = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    timeout = timedelta(seconds=120)
-    dist.init_process_group("gloo", store=dist.FileStore(store, WORLD), rank=rank, world_size=WORLD, timeout=timeout)
-    run(rank, results)
-    os._exit(0)  # groups with a failed process cannot be shut down cleanly
+    main(Path(sys.argv[1]))
