@@ -2,8 +2,8 @@
 
 import html.parser
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -33,16 +33,21 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
+    """What ``python run.py site`` builds; in this process, which has imported most of what the build needs."""
     out = tmp_path_factory.mktemp("site")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "tools" / "site" / "build.py"), "--out", str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr  # a warning is an error there
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as done:
+        patch.setattr(sys, "argv", ["build.py", "--out", str(out)])
+        runpy.run_path(str(ROOT / "tools" / "site" / "build.py"), run_name="__main__")
+    assert done.value.code == 0  # a warning is an error there
     return out
 
 
-def test_every_internal_link_leads_somewhere(site):
-    pages = {path: Page(path) for path in site.glob("*.html")}
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.glob("*.html")}
+
+
+def test_every_internal_link_leads_somewhere(pages):
     broken = []
     for path, page in pages.items():
         for link in map(urlparse, page.links):
@@ -62,9 +67,9 @@ def test_every_notebook_every_module_and_the_search_are_there(site):
     assert "logsumexp" in (site / "searchindex.js").read_text(encoding="utf-8")
 
 
-def test_every_picture_says_what_it_shows(site):
-    for path in site.glob("*.html"):
-        for picture in Page(path).pictures:
+def test_every_picture_says_what_it_shows(pages):
+    for path, page in pages.items():
+        for picture in page.pictures:
             assert picture.get("alt"), (path.name, str(picture)[:200])
 
 
@@ -82,10 +87,11 @@ def test_pages_fit_a_phone_and_a_desktop(site):
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page()
+        page, widths = browser.new_page(), [390, 1300]
         for path in [*sorted(site.glob("[0-9][0-9]_*.html")), site / "index.html", site / "api_attend.html"]:
+            widths.reverse()  # a page opens at the width at which the one before it ended
             page.goto(path.as_uri())
-            for width in (390, 1300):
+            for width in widths:
                 page.set_viewport_size({"width": width, "height": 900})
                 assert page.evaluate("document.documentElement.scrollWidth") <= width, (path.name, width)
                 small = "[...document.images].filter(i => i.complete && i.naturalWidth === 0).map(i => i.alt)"

@@ -6,7 +6,6 @@ checks reject; search.
 
 import argparse
 import shutil
-import subprocess
 import sys
 import tempfile
 from importlib import import_module
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import nbformat
+from sphinx.cmd.build import main as sphinx
 
 import attnlib
 
@@ -115,5 +115,4 @@ if __name__ == "__main__":
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
-        command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", folder, str(out)]
-        sys.exit(subprocess.run(command).returncode)
+        sys.exit(sphinx(["-q", "-W", "--keep-going", "-b", "html", folder, str(out)]))
