@@ -21,8 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = {
     "attend": "The one idea: attend and merge",
     "masks": "Masks",
-    "self_attention": "Self-attention",
-    "causal": "Causal attention",
+    "self_attention": "Self-attention and causal attention",
     "multi_head": "Multi-head attention",
     "einsum": "Einsum, explained",
     "memory": "Memory attention",
