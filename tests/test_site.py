@@ -35,9 +35,10 @@ class Page(html.parser.HTMLParser):
 def site(tmp_path_factory) -> Path:
     """What ``python run.py site`` builds; in this process, which has imported most of what the build needs."""
     out = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as done:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["build.py", "--out", str(out)])
-        runpy.run_path(str(ROOT / "tools" / "site" / "build.py"), run_name="__main__")
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(ROOT / "tools" / "site" / "build.py"), run_name="__main__")
     assert done.value.code == 0  # a warning is an error there
     return out
 
