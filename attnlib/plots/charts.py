@@ -92,9 +92,7 @@ def plot_context(
 def plot_parts(scores: Tensor, values: Tensor, cuts: Sequence[int]) -> np.ndarray:
     """Draw a row of scores cut into parts, the weight of each part, and the average that they merge into.
 
-    Args:
-        scores, values: (keys,), two numbers for each key.
-        cuts: the keys before which the row is cut.
+    ``scores`` and ``values`` are (keys,), two numbers for each key; ``cuts`` are the keys before which the row is cut.
     """
     row, numbers = as_arrays("scores and values", "(keys,)", scores, values)
     starts = np.unique([0, *(cut for cut in cuts if 0 < cut < len(row))])
