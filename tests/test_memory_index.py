@@ -37,8 +37,8 @@ class TestWithFaiss:
 
     def test_by_default_eight_lists_are_probed(self):
         torch.manual_seed(0)
-        index = IVFIndex(memory_of(torch.randn(1, 1, 11, 5)), num_lists=11)  # a key in each
-        assert (index.search(torch.randn(1, 1, 7, 5), 11).mask.sum(-1) == 8).all()
+        index = IVFIndex(memory_of(torch.eye(11)[None, None]), num_lists=11)  # a key in each
+        assert (index.search(torch.randn(1, 1, 7, 11), 11).mask.sum(-1) == 8).all()
 
     def test_it_misses_most_of_random_keys_and_little_of_clustered_ones(self):
         torch.manual_seed(0)
