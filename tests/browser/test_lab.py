@@ -107,6 +107,12 @@ def kernel_is_idle(lab: str, name: str) -> bool:
     return bool(kernels) and kernels[0]["execution_state"] == "idle" and kernels[0]["connections"] > 0
 
 
+def wait_for_kernel(page, lab: str, name: str) -> None:
+    """A fresh kernel loses "Run All", and changes nothing in the notebook, until the page is connected to it."""
+    wait_until(lambda: kernel_is_idle(lab, name), 60, "the kernel did not start")
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+
+
 def settings_file(folder: Path, name: str) -> Path:
     file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +195,7 @@ def test_a_fresh_clone_shows_every_picture_unrun_folds_its_predictions_and_is_no
     assert pictures_of(cells)
     check_pictures(page, pictures_of(cells) - folded_pictures_of(cells))
     assert page.locator(".jp-OutputPlaceholder").count() == len(tagged(cells, "predict"))
-    wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel did not start")
+    wait_for_kernel(page, lab[0], path.name)
     stored = nbformat.read(path, as_version=4).metadata.language_info.version
     if stored == platform.python_version():  # JupyterLab writes the kernel's version of Python into the file
         assert page.locator(".jp-mod-dirty").count() == 0, "opening it marks it as modified"
@@ -205,9 +211,7 @@ def test_a_notebook_runs_on_a_dark_page_slides_and_hides_its_solutions(lab, kern
     ask(f"{lab[0]}/api/kernels/{kernel}", "DELETE")  # this one needs a kernel of its own
     page, cells = opened(path, "Dark"), code_cells(path)
     check_pictures(page, pictures_of(cells) - folded_pictures_of(cells))
-    # A fresh kernel loses "Run All" until the page is connected to it.
-    wait_until(lambda: kernel_is_idle(lab[0], path.name), 60, "the kernel did not start")
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    wait_for_kernel(page, lab[0], path.name)
 
     page.click("text=Run >> visible=true")
     page.click(".lm-Menu-item[data-command='runmenu:run-all'] >> visible=true")
