@@ -74,11 +74,12 @@ def test_with_an_address_there_is_a_colab_button_and_a_line_to_type():
 
 
 # nbgrader itself. Each notebook is generated as it is handed out; the graded cells of all of them, with the definitions
-# that they need, are then graded as one notebook, because each graded notebook starts a kernel that imports torch.
+# that they need, are then graded as one notebook, because each graded notebook starts a kernel that imports torch. It
+# holds them twice: to be solved, and to be left as they came but for one named mistake in each notebook.
 
 
-def only_exercises(notebook: nbformat.NotebookNode, number: str) -> list:
-    """The graded cells of a notebook, its imports, and what answers use; its number makes the names of cells unique."""
+def only_exercises(notebook: nbformat.NotebookNode, prefix: str) -> list:
+    """The graded cells of a notebook, its imports, and what answers use; the prefix makes the names of cells unique."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     graded = "\n".join(cell.source for cell in code if "nbgrader" in cell.metadata)
 
@@ -90,8 +91,9 @@ def only_exercises(notebook: nbformat.NotebookNode, number: str) -> list:
 
     kept = [cell for cell in code if is_needed(cell)]
     for cell in kept:
+        cell.id = f"{prefix}_{cell.id}"
         if data := cell.metadata.get("nbgrader"):
-            data["grade_id"] = f"{number}_{data['grade_id']}"
+            data["grade_id"] = f"{prefix}_{data['grade_id']}"
     return kept
 
 
@@ -117,17 +119,17 @@ def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes
     from traitlets.config import PyFileConfigLoader
 
     (tmp_path / "nbgrader_config.py").write_text(editions.CONFIG)
-    handed_out, exam = tmp_path / "source" / "series", tmp_path / "source" / "exam"
-    solved, other = (tmp_path / "submitted" / student / "exam" for student in ("solved", "other"))
-    for folder in (handed_out, exam, solved, other):
+    folders = [tmp_path / path for path in ("source/series", "source/exam", "submitted/student/exam")]
+    for folder in folders:
         folder.mkdir(parents=True)
+    handed_out, exam, submitted = folders
     together = nbformat.v4.new_notebook(metadata=read(PATHS[0]).metadata)
     for path in PATHS:
-        notebook = editions.nbgrader(read(path))
-        nbformat.write(notebook, handed_out / path.name)
-        together.cells += only_exercises(notebook, path.stem[:2])
-    for folder in (exam, solved):
-        nbformat.write(together, folder / "exam.ipynb")
+        nbformat.write(editions.nbgrader(read(path)), handed_out / path.name)
+    for kind in ("solved", "other"):
+        for path in PATHS:
+            together.cells += only_exercises(editions.nbgrader(read(path)), f"{kind}_{path.stem[:2]}")
+    nbformat.write(together, exam / "exam.ipynb")
     tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     monkeypatch.setenv("PATH", tools)  # nbgrader calls alembic
     config = PyFileConfigLoader("nbgrader_config.py", path=str(tmp_path)).load_config()
@@ -140,29 +142,31 @@ def test_nbgrader_gives_full_points_to_what_is_solved_none_to_stubs_and_mistakes
     for path in PATHS:
         release = tmp_path / "release" / "series" / path.name
         assert not re.search("solution_|BEGIN SOLUTION", release.read_text(encoding="utf-8"))
-    submitted, said = read(tmp_path / "release" / "exam" / "exam.ipynb"), []
-    for path in PATHS:  # of each notebook this student makes one named mistake, and leaves the rest as it came
+    answers, said = read(tmp_path / "release" / "exam" / "exam.ipynb"), []
+    for cell, source in zip(answers.cells, together.cells, strict=True):
+        if cell.metadata.get("nbgrader", {}).get("grade_id", "").startswith("solved"):
+            cell.source = source.source
+    for path in PATHS:
         of_notebook = [
             cell
-            for cell in submitted.cells
-            if cell.metadata.get("nbgrader", {}).get("grade_id", "").startswith(path.stem[:2])
+            for cell in answers.cells
+            if cell.metadata.get("nbgrader", {}).get("grade_id", "").startswith(f"other_{path.stem[:2]}")
         ]
         index, wrong, sentence = named_mistake(of_notebook)
         of_notebook[index].source = wrong
         said.append(sentence)
-    nbformat.write(submitted, other / "exam.ipynb")
-    for student in ("solved", "other"):
-        done = api.autograde("exam", student)
-        assert done["success"], done["log"]
+    nbformat.write(answers, submitted / "exam.ipynb")
+    done = api.autograde("exam", "student")
+    assert done["success"], done["log"]
     with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}") as book:
         assert {notebook.name for notebook in book.find_assignment("series").notebooks} == {path.stem for path in PATHS}
-        for student in ("solved", "other"):
-            (graded,) = book.find_submission("exam", student).notebooks
-            assert {grade.name[:2] for grade in graded.grades} == {path.stem[:2] for path in PATHS}
-            for grade in graded.grades:
-                assert grade.score == (grade.max_score if student == "solved" else 0), grade.name
-                assert grade.max_score > 0
-    cells = read(tmp_path / "autograded" / "other" / "exam" / "exam.ipynb").cells
+        (graded,) = book.find_submission("exam", "student").notebooks
+        prefixes = {grade.name.partition("_test")[0] for grade in graded.grades}
+        assert prefixes == {f"{kind}_{path.stem[:2]}" for kind in ("solved", "other") for path in PATHS}
+        for grade in graded.grades:
+            assert grade.score == (grade.max_score if grade.name.startswith("solved") else 0), grade.name
+            assert grade.max_score > 0
+    cells = read(tmp_path / "autograded" / "student" / "exam" / "exam.ipynb").cells
     outputs = json.dumps([cell.get("outputs") for cell in cells], ensure_ascii=False)
     for sentence in said:
         assert json.dumps(sentence, ensure_ascii=False)[1:-1] in outputs

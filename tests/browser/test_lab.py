@@ -126,9 +126,8 @@ def kernel(lab) -> str:
 
 
 @pytest.fixture
-def opened(lab, window):
+def opened(window):
     """Opens a notebook under a theme and gives the page; closes the notebook in the end."""
-    address, _ = lab
 
     def command(name: str, **arguments) -> None:
         window.evaluate(
