@@ -111,7 +111,7 @@ def test_equals_the_fused_kernel():
         assert_close(actual, expected, rtol=0, atol=1e-12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(
     q_tokens=st.integers(0, 13),
     kv_tokens=st.integers(0, 13),
@@ -301,7 +301,7 @@ def test_vmap_is_refused():
 
 
 def test_compiled_and_exported_it_gives_the_same():
-    qkv = random_qkv((3, 7, 5), (11, 5), (11, 13))
+    qkv = random_qkv((3, 7, 5), (5, 5), (5, 13))
     whole = functools.partial(loss, chunked_attend, block_size=4)
     compiled = torch.compile(whole, backend="aot_eager", fullgraph=True)
     assert_close(compiled(*qkv), whole(*qkv))

@@ -262,7 +262,8 @@ def small(dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
     ],
 )
 def test_all_code_runs_and_has_the_promoted_dtype(equation, shapes, first):
-    for second in (*INTEGERS, *FLOATS):
+    every = (*INTEGERS, *FLOATS)
+    for second in every if equation == "ij,jk->ik" else {first, every[every.index(first) - 5], torch.float32}:
         operands = [small(dtype, shape) for dtype, shape in zip((first, second), shapes)]
         explanation = explain_einsum(equation, *operands)
         want = torch.promote_types(first, second)
@@ -575,7 +576,7 @@ def equations(draw):
     return inputs, shapes, output
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(equations(), st.integers(0, 99))
 def test_loops_code_and_einsum_agree_in_every_spelling(equation, seed):
     inputs, shapes, output = equation
@@ -596,7 +597,7 @@ def test_loops_code_and_einsum_agree_in_every_spelling(equation, seed):
     assert explained.verify()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(equations())
 def test_a_trace_adds_up_and_roles_cover_every_axis(equation):
     inputs, shapes, output = equation

@@ -123,7 +123,7 @@ def run(layer, x, key_mask, real):
 
 
 @every_layer
-@pytest.mark.parametrize("where", PADDINGS)
+@pytest.mark.parametrize("where", list(PADDINGS)[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_padding_changes_nothing_whatever_it_holds(name, where, dtype):
     layer, x, real = make(name, dtype), tokens(dtype), padding(where)
@@ -173,7 +173,7 @@ def test_a_mask_of_real_tokens_only_changes_nothing(name):
 
 
 @every_layer
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_any_padding_of_any_length(name, data):
     length = data.draw(st.integers(0, CONTEXT))
@@ -209,26 +209,26 @@ def test_errors_of_the_key_mask(name):
 
 
 @every_layer
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_layout_of_x_does_not_matter(name, layout, dtype):
+def test_the_layout_of_x_does_not_matter(name, dtype):
     layer, x = make(name, dtype), tokens(dtype)
-    laid_out = LAYOUTS[layout](x)
-    assert torch.equal(laid_out, x)
     tolerance = {torch.bfloat16: 0.06, torch.float16: 0.01}.get(dtype, 1e-5)
     wide = copy.deepcopy(layer).double()
     for real in (None, padding("left")):
         rows = slice(None) if real is None else real
-        output, grad_x, gradients = run(layer, laid_out, real, rows)
         want_output, want_x, want_gradients = run(wide, x.double(), real, rows)
         wanted = (want_output, want_x, *want_gradients)
         largest = max(1.0, *(want.abs().max().item() for want in wanted if want is not None))
-        for got, want in zip((output, grad_x, *gradients), wanted):
-            if got is None:  # nothing above padding depends on the last bias
-                assert want is None
-            else:
-                assert got.dtype == dtype
-                assert_close(got.double(), want, atol=tolerance * largest, rtol=0)
+        for layout in LAYOUTS.values():
+            laid_out = layout(x)
+            assert torch.equal(laid_out, x)
+            output, grad_x, gradients = run(layer, laid_out, real, rows)
+            for got, want in zip((output, grad_x, *gradients), wanted):
+                if got is None:  # nothing above padding depends on the last bias
+                    assert want is None
+                else:
+                    assert got.dtype == dtype
+                    assert_close(got.double(), want, atol=tolerance * largest, rtol=0)
 
 
 @every_layer
@@ -351,9 +351,13 @@ def test_the_dropout_module_decides_when_to_drop(name):
 # Transforms
 
 
-@pytest.mark.parametrize(("name", "backend"), [*((name, "aot_eager") for name in LAYERS), ("multi_head", "inductor")])
-def test_compiled(name, backend):
+SIMPLE = ("v1", "v2", "causal", "wrapper")  # the graph of "full" or "multi_head" holds every operation of theirs
+
+
+@every_layer
+def test_compiled(name):
     layer, x, real = make(name), tokens(), padding("left")
+    backend = "eager" if name in SIMPLE else "inductor" if name == "multi_head" else "aot_eager"
     leaves = list(layer.parameters())
     for arguments, how in (((x,), "eager"), ((x, real), backend)):  # the second graph holds all of the first
         got, want = torch.compile(layer, backend=how, fullgraph=True)(*arguments), layer(*arguments)
@@ -364,8 +368,9 @@ def test_compiled(name, backend):
     torch._dynamo.reset()
 
 
-@every_layer
-@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("name", "padded"), [(name, padded) for name in LAYERS for padded in (False, True) if padded or name not in SIMPLE]
+)
 def test_exported_with_any_number_of_tokens(name, padded):
     layer, dim = make(name), torch.export.Dim("tokens", min=2, max=CONTEXT - 1)
     arguments = (tokens(), padding("left"))[: 1 + padded]
@@ -419,7 +424,7 @@ def test_second_derivatives_through_the_math_backend(name, padded):
     real = padding("middle")[:, :3] if padded else None
     if not LAYERS[name].has_second_derivatives:
         with pytest.raises(NotImplementedError, match="can be differentiated once"):
-            torch.autograd.gradgradcheck(lambda x: layer(x, real), x)
+            torch.autograd.gradgradcheck(lambda x: layer(x, real), x, fast_mode=True)
         return
     with sdpa_kernel(SDPBackend.MATH):
         assert torch.autograd.gradgradcheck(lambda x: layer(x, real), x, fast_mode=True)

@@ -115,27 +115,26 @@ def test_resampling_from_a_generator_is_repeatable_and_leaves_the_global_one_alo
 
 # Padding
 
-FILLS = {"9": 9.0, "huge": 1e38, "nan": math.nan, "infinity": math.inf}
+FILLS = (9.0, 1e38, math.nan, math.inf)
 PADDED = {"left": [0, 1, 2], "right": [26, 27, 28], "middle": [11, 12, 20], "everywhere": [0, 7, 8, 28]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 @pytest.mark.parametrize("where", PADDED.values(), ids=PADDED)
-def test_padding_changes_no_bit_of_any_output_or_gradient(where, fill, dtype):
+def test_padding_changes_no_bit_of_any_output_or_gradient(where, dtype):
     layer = make_layer(qkv_bias=True).to(dtype)
     mask = torch.ones(2, 29, dtype=torch.bool)
     mask[0, where] = mask[1, 3] = False
     for index in (slice(None), 0):  # (batch, tokens, d_in) and (tokens, d_in)
         results = []
-        for content in (0.0, fill):
+        for content in (0.0, *FILLS):
             x = make_input(dtype=dtype)[index]
             x = torch.where(mask[index][..., None], x, torch.tensor(content).to(dtype)).requires_grad_()
             output = layer(x, mask[index])
             gradients = torch.autograd.grad(output.sin().sum(), [x, *layer.parameters()])
             results.append((output, *gradients))
-        assert all(map(torch.equal, *results))
-        output, gradient, *_ = results[1]
+            assert all(map(torch.equal, results[0], results[-1]))
+        output, gradient, *_ = results[0]
         assert (gradient[~mask[index]] == 0).all()
         assert torch.equal(output[~mask[index]], layer.out_proj.bias.expand_as(output[~mask[index]]))
 
@@ -162,23 +161,15 @@ def test_state_dict_and_deepcopy_keep_the_buckets():
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_compiled_it_gives_the_same(batch):
-    layer, x, mask = make_layer(), make_input()[:batch], torch.arange(29).expand(batch, -1) > 3
+def test_compiled_it_gives_the_same_for_a_batch_of_one():
+    """test_layers.py compiles it for a larger batch."""
+    layer, x, mask = make_layer(), make_input()[:1], torch.arange(29)[None] > 3
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for inputs in ((x,), (x, mask)):
         torch.testing.assert_close(compiled(*inputs), layer(*inputs))
         wanted = torch.autograd.grad(layer(*inputs).sin().sum(), list(layer.parameters()))
         given = torch.autograd.grad(compiled(*inputs).sin().sum(), list(layer.parameters()))
         torch.testing.assert_close(given, wanted)
-
-
-def test_exported_it_takes_any_number_of_tokens():
-    layer, x, mask = make_layer(), make_input(), torch.arange(29).expand(2, -1) > 3
-    tokens = torch.export.Dim("tokens", min=5, max=100)
-    exported = torch.export.export(layer, (x, mask), dynamic_shapes=({1: tokens}, {1: tokens})).module()
-    for length in (29, 17):
-        torch.testing.assert_close(exported(x[:, :length], mask[:, :length]), layer(x[:, :length], mask[:, :length]))
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])

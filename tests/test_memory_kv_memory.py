@@ -1,7 +1,8 @@
 """KVMemory against a plain list of everything, and everything that published memories get wrong."""
 
+import itertools
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import pytest
@@ -32,22 +33,16 @@ def whole_numbers(*shape, seed, size=3):
 
 def check_hits(hits, everything, top_k):
     """The best of `everything`, best first, of equal scores the newer first; nothing where there is none."""
-    for place in torch.cartesian_prod(*map(torch.arange, hits.ids.shape[:3])).view(-1, 3).tolist():
-        row, head, token = place
-        known = {hit[1]: hit for hit in everything[row][head][token]}
-        found = min(top_k, len(known))
-        ids, scores, keys, values = (
-            getattr(hits, name)[row, head, token] for name in ("ids", "scores", "keys", "values")
-        )
-        assert hits.mask[row, head, token].tolist() == [True] * found + [False] * (top_k - found)
-        best = [known[number] for number in ids[:found].tolist()]
-        assert best == sorted(known.values(), key=lambda hit: hit[:2], reverse=True)[:found]
-        assert scores.tolist() == [hit[0] for hit in best] + [-torch.inf] * (top_k - found)
-        assert keys[:found].tolist() == [hit[2] for hit in best]
-        assert values[:found].tolist() == [hit[3] for hit in best]
-        assert ids[found:].tolist() == [-1] * (top_k - found)
-        assert not keys[found:].any()
-        assert not values[found:].any()
+    batch, heads, tokens, _ = hits.ids.shape
+    mask, ids, scores, keys, values = (t.tolist() for t in (hits.mask, hits.ids, hits.scores, hits.keys, hits.values))
+    for row, head, token in itertools.product(range(batch), range(heads), range(tokens)):
+        best = sorted(everything[row][head][token], key=lambda hit: hit[:2], reverse=True)[:top_k]
+        missing = top_k - len(best)
+        assert mask[row][head][token] == [True] * len(best) + [False] * missing
+        assert scores[row][head][token] == [hit[0] for hit in best] + [-torch.inf] * missing
+        assert ids[row][head][token] == [hit[1] for hit in best] + [-1] * missing
+        assert keys[row][head][token] == [hit[2] for hit in best] + [[0.0] * hits.keys.shape[-1]] * missing
+        assert values[row][head][token] == [hit[3] for hit in best] + [[0.0] * hits.values.shape[-1]] * missing
 
 
 class MemoryMachine(RuleBasedStateMachine):
@@ -102,14 +97,13 @@ class MemoryMachine(RuleBasedStateMachine):
     )
     def search(self, tokens, top_k, tournament, seed):
         query = whole_numbers(self.batch, HEADS, tokens, HEAD_DIM, seed=seed)
-        with tiny_tournament() if tournament else mock.MagicMock():
+        with tiny_tournament() if tournament else nullcontext():
             hits = self.memory.search(query.to(self.dtype), top_k)
         check_hits(hits, self.oracle.search(query.tolist()), top_k)
 
     @rule()
     def save_and_load(self):
-        with mock.patch.object(os, "fsync"):  # many of them take long; test_memory_storage.py does not skip them
-            self.memory.save(self.path)
+        self.memory.save(self.path)
         self.memory = KVMemory.load(self.path)
 
     @invariant()
@@ -121,8 +115,9 @@ class MemoryMachine(RuleBasedStateMachine):
 
 def test_random_sequences_agree_with_a_list_of_everything(tmp_path):
     MemoryMachine.path = tmp_path / "memory"
-    many = settings(max_examples=300, stateful_step_count=8, deadline=None, derandomize=True, database=None)
-    run_state_machine_as_test(MemoryMachine, settings=many)
+    many = settings(max_examples=200, stateful_step_count=8, deadline=None, derandomize=True, database=None)
+    with mock.patch.object(os, "fsync"):  # many of them take long; test_memory_storage.py does not skip them
+        run_state_machine_as_test(MemoryMachine, settings=many)
 
 
 def random(*shape, seed=0, dtype=torch.float32):
@@ -334,7 +329,7 @@ def test_a_memory_whose_score_is_nan_is_never_found(broken, dtype, tournament):
     memory.add(key.to(dtype), value.to(dtype))
     oracle.add(key.tolist(), value.tolist())
     oracle.rows[0] = [entry for entry in oracle.rows[0] if entry[0] not in bad.tolist()]
-    with tiny_tournament() if tournament else mock.MagicMock():
+    with tiny_tournament() if tournament else nullcontext():
         hits = memory.search(query.requires_grad_(), 40)
     check_hits(hits, oracle.search(query.tolist()), 40)
     hits.scores[hits.mask].sum().backward()
@@ -349,7 +344,7 @@ def test_a_query_that_holds_nan_finds_nothing_and_disturbs_no_other(tournament):
     query = random(1, 1, 3, 2, seed=1)
     expected = memory.search(query, 5)
     query[0, 0, 1] = torch.nan
-    with tiny_tournament() if tournament else mock.MagicMock():
+    with tiny_tournament() if tournament else nullcontext():
         hits = memory.search(query, 5)
     assert not hits.mask[0, 0, 1].any()
     assert torch.equal(hits.ids[0, 0, ::2], expected.ids[0, 0, ::2])
@@ -363,7 +358,7 @@ def test_what_holds_among_equal_keys(dtype, tournament):
     key = random(1, 1, 5, 7, dtype=dtype).repeat(1, 1, 13, 1)
     memory, query = KVMemory(65, 1, 7, dtype=dtype), random(1, 1, 11, 7, seed=1, dtype=dtype)
     memory.add(key, key)
-    with tiny_tournament() if tournament else mock.MagicMock():
+    with tiny_tournament() if tournament else nullcontext():
         hits = memory.search(query, 20)
     torch.testing.assert_close(hits.scores.squeeze(), (query @ key.mT).squeeze().topk(20).values)
     for query_scores, ids in zip(hits.scores.squeeze().tolist(), hits.ids.squeeze().tolist()):

@@ -34,7 +34,7 @@ def problems(draw):
     return query, ring, range(start, start + held), top_k
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(
     problem=problems(),
     constants=st.fixed_dictionaries(
@@ -56,19 +56,20 @@ def test_any_cut_into_blocks_rounds_and_pieces_finds_the_same(problem, constants
     assert torch.equal(found, sorted_ids(query, ring, held, top_k))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     ("tokens", "held", "top_k"),
     [(7, 40_013, 1), (7, 40_013, 32), (3, 70_001, 5), (2, 4099, 1021), (601, 3001, 3), (1, 200_003, 32)],
 )
-def test_many_keys_as_in_use(tokens, held, top_k, dtype):
+def test_many_keys_as_in_use(tokens, held, top_k):
     """The real constants, a ring that is not full and one that has turned, whole numbers that are often equal."""
     generator = torch.Generator().manual_seed(0)
-    query = torch.randint(-3, 4, (1, 2, tokens, 5), generator=generator).to(dtype)
-    ring = torch.randint(-9, 10, (1, 2, held + 11, 5), generator=generator).to(dtype)
+    query = torch.randint(-3, 4, (1, 2, tokens, 5), generator=generator)
+    ring = torch.randint(-9, 10, (1, 2, held + 11, 5), generator=generator)
     for start in (3, held):
         ids = range(start, start + held)
-        assert torch.equal(best_ids(query, ring, ids, top_k), sorted_ids(query, ring, ids, top_k))
+        expected = sorted_ids(query, ring, ids, top_k)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            assert torch.equal(best_ids(query.to(dtype), ring.to(dtype), ids, top_k), expected), dtype
 
 
 def test_real_numbers_find_the_same_set():
@@ -123,16 +124,17 @@ def test_best_first_by_hand():
 # Memory
 
 
-@pytest.mark.parametrize("held", [2**12, 2**16, 2**18 + 3])
+@pytest.mark.parametrize(("tokens", "held"), [(277, 2**12), (277, 2**16), (521, 2**18 + 3)])
 @pytest.mark.parametrize("alike", [False, True], ids=["different", "equal"])
-def test_extra_memory_stays_below_64_mib_whatever_the_number_of_keys(held, alike):
-    """Counts what torch allocates, at its peak, above the ids that are given back."""
-    query = torch.randn(1, 1, 700, 64)
+def test_extra_memory_stays_below_64_mib_whatever_the_number_of_keys(tokens, held, alike):
+    """Counts what torch allocates, at its peak, above the ids that are given back. There are more queries than are
+    searched together."""
+    query = torch.randn(1, 1, tokens, 64)
     ring = torch.ones(1, 1, held, 64) if alike else torch.randn(1, 1, held, 64)
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
         found = best_ids(query, ring, range(held), 32)
     live = peak = 0
-    for event in profile.profiler.kineto_results.events():
+    for event in profile.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)

@@ -48,7 +48,7 @@ def test_merge_by_hand():
     assert_close(merged.logsumexp, torch.tensor([math.log(10)]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     partition=partitions(),
     q_tokens=st.integers(0, 7),

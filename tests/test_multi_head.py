@@ -1,5 +1,7 @@
 """Multi-head attention: the wrapper, the split, and the way to PyTorch's module and back."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,13 +61,10 @@ def test_the_first_token_gets_its_own_value_projected():
 def test_equals_the_loops_forward_and_backward(qkv_bias):
     attention, x = module(qkv_bias=qkv_bias), tokens(requires_grad=True)
     mask = torch.tensor([[j <= i for j in range(TOKENS)] for i in range(TOKENS)])
-    rows = []
-    for row in x:
-        projected = [linear(row) for linear in (attention.W_query, attention.W_key, attention.W_value)]
-        slices = [slice(h * HEAD_DIM, (h + 1) * HEAD_DIM) for h in range(HEADS)]
-        heads = [attend_by_loops(*(p[:, columns] for p in projected), mask)[0] for columns in slices]
-        rows.append(attention.out_proj(torch.cat(heads, dim=-1)))
-    want, got = torch.stack(rows), attention(x)
+    projected = [linear(x) for linear in (attention.W_query, attention.W_key, attention.W_value)]
+    slices = [slice(h * HEAD_DIM, (h + 1) * HEAD_DIM) for h in range(HEADS)]
+    heads = [attend_by_loops(*(p[..., columns] for p in projected), mask)[0] for columns in slices]
+    want, got = attention.out_proj(torch.cat(heads, dim=-1)), attention(x)
     assert_close(got, want)
     values = split_heads(attention.W_value(x), HEADS)
     assert_close(attention.out_proj(join_heads(attention.attention_weights(x) @ values)), want)
@@ -97,7 +96,8 @@ def test_equals_nn_multihead_attention(bias, batch_first, is_causal):
         nn.init.normal_(theirs.out_proj.bias)
     ours = MultiHeadAttention.from_torch(theirs, is_causal=is_causal)
     x = tokens(BATCH, TOKENS, D_OUT, requires_grad=True)
-    assert ours(tokens(1, 5_000, D_OUT)).shape == (1, 5_000, D_OUT)  # no limit, as in the original
+    long = torch.empty(1, 5_000, D_OUT, dtype=torch.float64, device="meta")
+    assert copy.deepcopy(ours).to("meta")(long).shape == long.shape  # no limit, as in the original
     hide = torch.ones(TOKENS, TOKENS, dtype=torch.bool).triu(1) if is_causal else None
     turned = x if batch_first else x.transpose(0, 1)
     want, weights = theirs(turned, turned, turned, attn_mask=hide, average_attn_weights=False)

@@ -161,6 +161,7 @@ for name in ("einsum", "lsh", "memory", "sharded"):
     import attnlib
     assert f"attnlib.{name}" not in sys.modules
     assert getattr(attnlib, name).__name__ == f"attnlib.{name}"
+assert attnlib.Encoder and "tokenizers" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
