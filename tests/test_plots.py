@@ -1,12 +1,10 @@
 """Pictures in a notebook: an <img> with its data and alt text, the same under any matplotlibrc, on any page."""
 
 import html
+import importlib.util
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from functools import cache
-from pathlib import Path
 from urllib.parse import unquote
 
 import matplotlib as mpl
@@ -142,14 +140,9 @@ def test_the_images_are_found_from_a_checkout_and_from_an_installed_package(tmp_
     assert second == '<svg/>">'
 
 
-def test_without_matplotlib_the_import_names_the_extra():
-    code = (
-        "import sys, importlib.util as u; f = u.find_spec; u.find_spec = lambda n: None if n == 'matplotlib' else f(n)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; import attnlib.plots"],
-        capture_output=True, text=True, cwd=Path(__file__).resolve().parents[1],
-    )  # fmt: skip
-    assert done.stderr.splitlines()[-1] == (
-        'ImportError: attnlib.plots draws with matplotlib; install it with: pip install "attnlib[plots]"'
-    )
+def test_without_matplotlib_the_import_names_the_extra(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find_spec(name))
+    said = 'attnlib.plots draws with matplotlib; install it with: pip install "attnlib[plots]"'
+    with pytest.raises(ImportError, match=re.escape(said)):
+        importlib.reload(attnlib.plots)

@@ -142,19 +142,13 @@ def test_every_package_is_installed_and_the_images_come_along():
     assert (ROOT / setup["package-dir"]["attnlib.images"] / "series_map.svg").exists()
 
 
-def test_import_attnlib_brings_no_plotting_and_nothing_optional():
-    code = "import sys, torch; old = set(sys.modules); import attnlib; print(*set(sys.modules) - old)"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert not {"matplotlib", "ipywidgets", "IPython", "faiss", "transformers", "opt_einsum"} & set(loaded)
-    larger = {"attnlib.einsum", "attnlib.lsh", "attnlib.memory", "attnlib.sharded"}
-    assert "attnlib.attend" in loaded
-    assert not larger & set(loaded), "they are loaded on first use"
-
-
-def test_a_package_is_there_without_an_import_of_its_own():
+def test_import_attnlib_brings_nothing_optional_and_each_package_on_first_use():
     """In one process, which imports torch once, and attnlib again for each package."""
     code = """
-import sys
+import sys, torch
+old = set(sys.modules)
+import attnlib
+print(*set(sys.modules) - old)
 for name in ("einsum", "lsh", "memory", "sharded"):
     for module in [module for module in sys.modules if module.startswith("attnlib")]:
         del sys.modules[module]
@@ -163,7 +157,11 @@ for name in ("einsum", "lsh", "memory", "sharded"):
     assert getattr(attnlib, name).__name__ == f"attnlib.{name}"
 assert attnlib.Encoder and "tokenizers" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"matplotlib", "ipywidgets", "IPython", "faiss", "transformers", "opt_einsum"} & set(loaded)
+    larger = {"attnlib.einsum", "attnlib.lsh", "attnlib.memory", "attnlib.sharded"}
+    assert "attnlib.attend" in loaded
+    assert not larger & set(loaded), "they are loaded on first use"
 
 
 def test_every_public_name_is_there_and_no_other():
