@@ -206,7 +206,7 @@ def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
     tokenizer = Tokenizer.from_file(str(pieces))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    with torch.device("meta"):  # no random weights are drawn, because the trained ones take their place
+    with torch.random.fork_rng(devices=[]):  # the trained weights replace the random ones; meta takes longer to import
         encoder = Encoder(tokenizer)
     original = load_file(weights)
     state = {}

@@ -235,11 +235,12 @@ def folder(tmp_path):
 
 
 def test_any_folder_with_the_files_works(folder, monkeypatch, trained):
-    expected = trained.encode("one step")
+    expected, state = trained.encode("one step"), torch.get_rng_state()
     torch.testing.assert_close(load_encoder(folder).encode("one step"), expected, rtol=0, atol=0)
     monkeypatch.setenv("ATTNLIB_MODEL", str(folder))
     monkeypatch.setattr(real_model, "PACKAGE", "not_there")
     torch.testing.assert_close(load_encoder().encode("one step"), expected, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state), "it draws no random numbers of the global generator"
 
 
 # Errors
