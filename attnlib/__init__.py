@@ -34,7 +34,7 @@ _LATER = ("einsum", "lsh", "memory", "real_model", "sharded")  # on first use, s
 
 
 def __getattr__(name: str) -> object:
-    """Load the larger packages until one has this name; or load the one that is called so."""
+    """Load the package with this name, or packages in turn until one defines it."""
     if name in _LATER:
         return import_module(f"attnlib.{name}")
     if name in __all__:

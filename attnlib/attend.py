@@ -41,7 +41,7 @@ def attend(
     ``output_i = Σ_j exp(scores_ij − logsumexp_i) · v_j``, where j runs over the keys that query i may see.
 
     Keys that a mask (…, 1, kv_tokens) hides from all queries alike, such as padding, may hold anything, even NaN. Keys
-    hidden from some queries only must be finite, because a weight of 0 times NaN is NaN.
+    hidden from some queries only, as with ``is_causal``, must be finite, because a weight of 0 times NaN is NaN.
 
     Args:
         query: (…, q_tokens, head_dim). Leading axes broadcast against those of key and value.
@@ -51,8 +51,8 @@ def attend(
         scale: factor on the scores; default: ``1/√head_dim``.
         dropout_p: share of the weights set to zero; the others grow by 1/(1 − p), and the log-sum-exp stays.
 
-    A query that may see no key gets zeros and −inf, never NaN. TypeError, ValueError: an argument is of the wrong kind,
-    or dtypes, devices or shapes do not fit together.
+    Returns ``Attended(output, logsumexp)``; a query that may see no key gets zeros and −inf, never NaN. TypeError,
+    ValueError: an argument is of the wrong kind, or dtypes, devices or shapes do not fit together.
 
     Source: Vaswani et al. 2017, section 3.2.1; the log-sum-exp as in Dao et al. 2022 (FlashAttention), section 3.1.
 
@@ -223,5 +223,5 @@ def _check_part(index: int, part: Attended, first: Attended, leading: torch.Size
         if part.output.ndim and part.output.shape[-1] == first.output.shape[-1]:
             return torch.broadcast_shapes(leading, part.output.shape[:-1], part.logsumexp.shape)
     expected = "output (..., q_tokens, value_dim) and logsumexp (..., q_tokens) that broadcast with the parts before it"
-    got = f"{tuple(part.output.shape)} and {tuple(part.logsumexp.shape)}"
+    got = f"{tuple(part.output.shape)} and {tuple(part.logsumexp.shape)}, after {tuple(first.output.shape)} in parts[0]"
     raise ValueError(f"{name} must have {expected}; got {got}")

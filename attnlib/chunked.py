@@ -30,7 +30,7 @@ def chunked_attend(
 
     For each leading index, at most ``block_size`` queries times ``block_size`` keys have scores at one time; with
     ``is_causal``, blocks in the future cost nothing. Other arguments, result and errors are as in ``attend``.
-    NotImplementedError: under ``torch.vmap``, or its gradient is differentiated again; ``attend`` can do both.
+    NotImplementedError: under ``torch.vmap``, or if its gradient is differentiated again; ``attend`` can do both.
 
     Source: Dao et al. 2022 (FlashAttention), section 3.1; Rabe and Staats 2021, "Self-attention does not need O(n²)
     memory".
@@ -190,7 +190,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
-        raise NotImplementedError("torch.vmap cannot map chunked_attend, whose leading axes are a batch; or use attend")
+        raise NotImplementedError("torch.vmap cannot map chunked_attend; make samples a leading axis, or use attend")
 
 
 class _ChunkedGradient(torch.autograd.Function):

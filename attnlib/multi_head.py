@@ -85,7 +85,7 @@ class MultiHeadAttention(CausalAttention):
         num_heads: number of heads.
         is_causal: hide later tokens; False gives full attention.
 
-    Attributes are those of ``CausalAttention``, and ``out_proj``, an ``nn.Linear(d_out, d_out)`` with a bias.
+    Attributes: those of ``CausalAttention``, and ``out_proj``, an ``nn.Linear(d_out, d_out)`` that always has a bias.
 
     Source: Vaswani et al. 2017, section 3.2.2.
 

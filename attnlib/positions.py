@@ -70,8 +70,9 @@ def convert_rotary_layout(weight: Tensor, num_heads: int, *, to: str) -> Tensor:
     Formula: within each head, rows ``0, 2, 4, …, 1, 3, 5, …`` of a projection for "pairs" are the rows of one for
     "halves". Convert W_query and W_key, and their biases; scores are then the same. W_value stays as it is.
 
-    ``weight`` is (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,), with as many heads as this projection
-    has; the result is a permuted copy. ``to`` is "halves" (from pairs) or the reverse. Errors are as in ``rotate``.
+    ``weight`` is (num_heads · head_dim, d_in), or a bias (num_heads · head_dim,). ``num_heads`` counts the heads of
+    this projection: for W_key of grouped queries, the key heads. Returns a permuted copy in the layout ``to``, "halves"
+    or "pairs". Errors are as in ``rotate``.
 
     >>> convert_rotary_layout(torch.arange(8.0), num_heads=2, to="halves")
     tensor([0., 2., 1., 3., 4., 6., 5., 7.])

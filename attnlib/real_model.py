@@ -184,8 +184,8 @@ def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
     """Load all-MiniLM-L6-v2: 6 layers, 12 heads, 384 numbers per token, 22.7 million parameters.
 
     It is on the CPU and in eval mode. ``folder`` holds ``model.safetensors`` and ``tokenizer.json``; default: that of
-    the environment variable ``ATTNLIB_MODEL``, or of the installed data package. They are read as data: no code of
-    that package is run, and nothing is downloaded.
+    the environment variable ``ATTNLIB_MODEL``, or of the installed data package. The files are read as data:
+    no code of that package is run, and nothing is downloaded.
 
     ModuleNotFoundError: the data package or ``tokenizers`` is not installed; the message says how to install it.
     FileNotFoundError: a file is missing. ValueError: the weights are not those of the original.
@@ -206,7 +206,7 @@ def load_encoder(folder: str | os.PathLike | None = None) -> Encoder:
     tokenizer = Tokenizer.from_file(str(pieces))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    with torch.random.fork_rng(devices=[]):  # the trained weights replace the random ones; meta takes longer to import
+    with torch.random.fork_rng(devices=[]):  # random weights are replaced; what the meta device imports takes longer
         encoder = Encoder(tokenizer)
     original = load_file(weights)
     state = {}

@@ -1,4 +1,4 @@
-"""Self-attention: every token asks, and every token answers, or in causal attention those up to the one that asks."""
+"""Self-attention: every token asks and every token answers. In causal attention, later tokens do not answer."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ class SelfAttention_v1(Layer):
 
     W_query, W_key and W_value, (d_in, d_out), are drawn with ``torch.randn`` in this order; bias_query, bias_key and
     bias_value, (d_out,), are None without ``qkv_bias``. TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive
-    int; in ``forward``, x or ``key_mask`` does not fit. Its dtype and device are left to the layer's own products.
+    int; in ``forward``, x or ``key_mask`` does not fit. The dtype and device of x are checked by the products alone.
 
     Source: Vaswani et al. 2017, section 3.2.1.
 

@@ -92,7 +92,7 @@ x.cumsum(-1)[:, -1]  # do without cumsum()
 (x.sum(-1), x.sum(-1))  # the first alone is right
 [x[0], x[1]]  # torch.stack
 (x / x.sum(-1)).sum(-1)  # The shapes that met are (2, 3) and (2,). Is an axis missing: keepdim=True
-x @ x  # (2, 3) and (2, 3). A product needs the last axis of the first to be the last but one of the second: is .mT
+x @ x  # (2, 3) and (2, 3). In a product, the last axis of the first is as long as the second's last but one: is .mT
 x.sum(-1) * size  # It reads `size` from the notebook
 torch.stack([x[i].sum() for i in range(size)])  # It reads `size` from the notebook
 x.sum(-1) * x.size(0)  # at [1] it gives 24; 12 is right

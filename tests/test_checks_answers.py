@@ -169,7 +169,7 @@ cosine_context: (tokens @ tokens.T / tokens.norm() ** 2).softmax(-1) @ tokens  #
 linear: (weight @ x.transpose(0, 1)).T + bias  # But for x (2, 5, 3)
 v2_from_v1: outside_no_grad(v1)  # Write into a parameter under torch.no_grad()
 v2_from_v1: carried(v1, names=("query", "key"))  # still drawn at random
-v2_from_v1: 3  # Return a new SelfAttention_v2
+v2_from_v1: 3  # return a SelfAttention_v2
 v2_from_v1: carried(v1, lambda w: nn.Parameter(w.T.clone(), False))  # are frozen
 causal_weights: scores.masked_fill(upper(scores).isinf(), -50.0).softmax(-1)  # a finite number
 causal_weights: (w := scores.softmax(-1).tril()) / (w.sum(-1, keepdim=True) + 1e-9)  # round to 0

@@ -466,6 +466,7 @@ ERRORS = [
     (lambda m: m.clear(["a"]), ValueError, "rows must be"),
     (lambda m: m.clear(torch.ones(3) > 0), ValueError, r"rows must be .*got tensor\(\[True, True, True\]\)"),
     (lambda m: m.clear(1.5), ValueError, "rows must be"),
+    (lambda m: m.clear(True), ValueError, "rows must be"),
     (lambda m: m.to(torch.float64), TypeError, "dtype"),
     (lambda m: KVMemory(0, 3, 5), ValueError, "capacity must be at least 1; got 0"),
     (lambda m: KVMemory(3, 3, 5, value_dim=True), TypeError, "value_dim must be an int; got bool"),

@@ -237,7 +237,7 @@ def test_a_reentrant_checkpoint_of_a_shared_memory_is_refused_until_it_is_recomp
     elif between == "another checkpoint":
         checkpoint(other, x, memory, use_reentrant=False).sum().backward()
     before = memory.state_dict()
-    with pytest.raises(RuntimeError, match=f"{WRITTEN}.*Otherwise, do so under torch.no_grad"):
+    with pytest.raises(RuntimeError, match=f"{WRITTEN}.*Otherwise, change it under torch.no_grad"):
         changes[change]()
     assert all(torch.equal(tensor, before[name]) for name, tensor in memory.state_dict().items())
     layer.zero_grad()

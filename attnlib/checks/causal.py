@@ -50,8 +50,8 @@ def hidden(scores: Tensor, hide: Tensor | None = None, dim: int = -1, fill: floa
 CAUSAL_ROWS = """
 average(s.softmax(-1))  # The future is not hidden: these are the weights of full attention.
 average(hidden(s, later(s).mT))  # The mask is the wrong way around: it hides the past.
-average(hidden(s, ~later(s)))  # masked_fill hides where its mask is True: give it triu(diagonal=1).
-average(hidden(s, later(s, 0))); average(hidden(s, later(s, 2)))  # A token sees itself, no later one: triu(diagonal=1).
+average(hidden(s, ~later(s)))  # What may be seen is hidden: masked_fill hides where True, so give it triu(diagonal=1).
+average(hidden(s, later(s, 0))); average(hidden(s, later(s, 2)))  # The mask is off by one: use triu(diagonal=1).
 filled = lambda number: average(hidden(s, fill=number)); cut = s.softmax(-1).tril()
 filled(-30.0); filled(-100.0); filled(-1e9)  # Scores may lie below a finite number: use −∞.
 average(s.tril().softmax(-1))  # The hidden scores are set to 0, and exp(0) is 1: set them to −inf.
@@ -92,7 +92,7 @@ torch.where(right, 0.0, -torch.inf)  # These are numbers, 0 and −∞: return a
 right.tril(-1); real & square.tril(1)  # A token may see itself, but none after it: tril().
 real  # The axis of the queries has size one: combine with the causal mask (tokens, tokens).
 look_mask(lengths, int(lengths.max()))  # The mask needs `tokens` rows and columns, even if no sentence fills them.
-real.flip(-1) & past  # Here the padding is on the right: the real tokens come first.
+real.flip(-1) & past  # The last tokens are taken as real: the first ones are, position < length.
 ~real & past  # Real and padding are swapped: a key is real if position < length.
 """
 check_look_mask = Exercise(look_mask, [(torch.tensor(lengths), tokens) for lengths, tokens in LENGTHS], LOOK_TABLE)
@@ -130,7 +130,7 @@ at = torch.arange(len(x))[:, None]; moved = lambda where: layer(x + where) - lay
 before = moved(at >= position)[:position]; largest = lambda where: moved(where)[:position].abs().max()
 before.max(); before.max().abs()  # A fall counts as much as a rise: take abs() before max().
 moved(at >= position).abs().max()  # Tokens that you changed are compared: take only those before position.
-largest(at == position); largest(at == len(x) - 1)  # A leak may come from any later token: change all.
+largest(at == position); largest(at == len(x) - 1)  # Only one token is changed: a leak may come from any later one.
 largest(at > position)  # The change starts one token too late: change position too.
 moved(at >= position)[: position + 1].abs().max()  # The output at position may move: stop before it.
 largest(at < position)  # The past was changed: change the tokens from position on.

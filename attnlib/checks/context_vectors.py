@@ -61,9 +61,9 @@ share(e); share(e).nan_to_num(); share(wide)  # exp overflows: subtract each row
 share((scores - scores.amax(-1)).exp())  # Column j loses the largest score of row j: add keepdim=True to amax.
 share(less(scores, 1), 1)  # dim=1 is the last axis of a matrix only: use dim=-1.
 share((scores - scores.max()).exp())  # All rows lose one largest score, so a row far below is 0 / 0: use amax(-1).
-each / e.sum(-1, keepdim=True)  # The sum must be over the shifted exponentials too.
+each / e.sum(-1, keepdim=True)  # The exponentials are shifted, but their sum is not: sum the shifted ones.
 share((scores - scores.mean(-1, keepdim=True)).exp())  # The mean is subtracted: subtract each row's largest score.
-share(scores.clamp(max=80).exp()); share(scores.clamp(-50, 50).exp())  # Scores beyond the clamp become equal.
+share(scores.clamp(max=80).exp()); share(scores.clamp(-50, 50).exp())  # A clamp ties scores: subtract the largest.
 share(less(-scores))  # The sign is flipped: the largest score must get the largest weight.
 e; each  # These are exponentials: divide each row by its sum.
 share(scores)  # The exp is missing: negative scores give negative weights.
@@ -71,7 +71,7 @@ scores.sigmoid()  # A sigmoid looks at each score alone: divide each row of expo
 scores - scores.logsumexp(-1, keepdim=True)  # These are the logarithms of the weights: take exp of them.
 e / e.sum(); each / each.sum()  # Each row has its own sum: use dim=-1.
 share(less(scores, 0), 0)  # The columns sum to one here: each row must, so use dim=-1.
-each / each.sum(-1); e / e.sum(-1)  # Add keepdim=True to the sum.
+each / each.sum(-1); e / e.sum(-1)  # Column j is divided by the sum of row j: add keepdim=True to the sum.
 share(less(scores / scores.shape[-1] ** 0.5))  # The scores are divided by a root: leave it out.
 """
 FUSED = ("softmax", "log_softmax", "special_softmax", "special_log_softmax", "softmin", "_softmax")
@@ -98,11 +98,11 @@ CONTEXTS = [*draw(13, (5, 3), (4, 4), (7, 2, 3), (2, 3, 5), (130, 6), (1, 1, 4),
 CONTEXTS += [*draw(23, (6, 3), rows=(30, 0, 0.1, 5, 1, 20)), *draw(24, (3, 4, 2), rows=(40, 0.1, 1))]
 CONTEXT_TABLE = f"""
 Right, for one sentence and for a batch.
-s = tokens @ tokens.mT; average = lambda weights: weights @ tokens
+unit = F.normalize(tokens, dim=-1); s = tokens @ tokens.mT; average = lambda weights: weights @ tokens
 average(s.softmax(1))  # dim=1 is the keys for one sentence, and the queries in a batch: use dim=-1.
 average(s.softmax(0))  # dim=0 is the queries for one sentence, and the sentences in a batch: use dim=-1.
 average((s / tokens.shape[-1] ** 0.5).softmax(-1))  # The root comes in notebook 02: leave it out.
-average(F.cosine_similarity(tokens[..., None, :], tokens.unsqueeze(-3), -1).softmax(-1))  # Use plain dot products.
+average((unit @ unit.mT).softmax(-1))  # The scores are cosines: use plain dot products.
 tokens @ (tokens.mT @ tokens).softmax(-1)  # tokens.mT @ tokens compares coordinates: use tokens @ tokens.mT.
 {OVERFLOW_ROWS}{AVERAGE_ROWS}"""
 check_context_vectors = Exercise(context_vectors, [(tokens,) for tokens in CONTEXTS], CONTEXT_TABLE)
@@ -116,7 +116,7 @@ against = lambda x: average((x @ x.mT).softmax(-1))
 against(tokens)  # The scores are plain dot products: divide each token by its length first.
 s.softmax(-1) @ unit  # Shortened tokens are averaged: average the tokens.
 against(F.normalize(tokens, dim=0))  # Columns are divided by their lengths: divide each row.
-average((unit @ tokens.mT).softmax(-1)); average((tokens @ unit.mT).softmax(-1))  # Divide both by their lengths.
+average((unit @ tokens.mT).softmax(-1)); average((tokens @ unit.mT).softmax(-1))  # One is not shortened: divide both.
 against(tokens / tokens.square().sum(-1, keepdim=True))  # The root is missing from the length.
 against(tokens / tokens.norm(dim=-1))  # Column j is divided by length j: use keepdim=True.
 against(tokens / tokens.norm())  # All tokens share one length: use norm(dim=-1, keepdim=True).

@@ -95,7 +95,7 @@ out = lambda names="bhqk,bkhd->bqhd": torch.einsum(names, pattern, value)
 joined = lambda names: out(names).flatten(2)
 out()  # The heads are not joined yet: rearrange to batch q (heads d).
 out("bhqk,bkhd->bhqd")  # Heads come before tokens, and are not joined: batch q (heads d).
-rearrange(out(), "b q h d -> b q (d h)")  # Head 0 fills the first d columns: (heads d).
+rearrange(out(), "b q h d -> b q (d h)")  # The columns of the heads alternate: write (heads d), not (d heads).
 rearrange(out(), "b q h d -> b (q h) d")  # Queries and heads are joined: join heads and d, (heads d).
 out("bhqk,bkhd->bhqd").reshape(len(value), pattern.shape[2], -1)  # A reshape mixes heads and q: move q first.
 joined("bhkq,bkhd->bqhd")  # The sum runs over the queries: it must run over seq_k.
@@ -128,9 +128,9 @@ einsum_attention(x.sum(-1, True), *(w.sum(1, True) for w in (W_query, W_key, W_v
 average(score("bqhd,bkgd->bhqk").softmax(-1)); average(w, "bhqk,bkgd->bqhd")  # heads needs one name.
 average(w, "bhqk,bqhd->bkhd")  # The sum runs over the queries: sum over the keys.
 average(w, "bhqk,bkhd->bqd")  # The heads are added up: keep them after the arrow.
-average(w, "bhqk,blhd->bqhd")  # The keys need one name in the output.
+average(w, "bhqk,blhd->bqhd")  # The keys have two names: weights and values must share one.
 F.scaled_dot_product_attention(*(project(w) for w in (W_query, W_key, W_value)))  # Here heads attend to heads.
-average(score("bthd,bthd->bht").softmax(-1), "bht,bthd->bthd")  # tokens needs two names.
+average(score("bthd,bthd->bht").softmax(-1), "bht,bthd->bthd")  # Tokens meet only themselves: two names for tokens.
 einsum_attention(x, W_query, W_key, W_value).transpose(1, 2)  # Heads come before tokens: batch tokens heads d.
 einsum_attention(x, W_query, W_key, W_value).flatten(2)  # The heads are joined: here they keep their axis.
 {SCALE_ROWS.replace("head_dim", "d")}{OVERFLOW_ROWS}{AVERAGE_ROWS}"""

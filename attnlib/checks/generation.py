@@ -59,12 +59,12 @@ attend(hide(s, -1), values); attend(hide(s, 1), values)  # A token sees itself, 
 cache_step(query, key, value, key[:0], value[:0])  # The cache is not used: join it with the new ones.
 over(value.shape[-1])  # The root is of value_dim: a score adds head_dim products.
 over(len(query)); over(len(keys))  # The root is of a number of tokens: take head_dim.
-attend(hide(query @ torch.cat([key, past_key]).T / d**0.5), new_first)  # New keys come first: the cache is first.
+attend(hide(query @ torch.cat([key, past_key]).T / d**0.5), new_first)  # New keys come first: put the cache first.
 attend(hide(s), new_first)  # Keys and values are joined in different orders: the cache comes first in both.
 hide(s).softmax(0) @ values  # The softmax runs over the queries: each row must sum to one, dim=-1.
 attend(hide(s, fill=0.0), values)  # Hidden scores are 0 and keep a weight: fill them with −∞ before the softmax.
 s.softmax(-1).tril(held) @ values  # Weights hidden after the softmax do not sum to one: hide scores before it.
-s.where(~hide(s).isfinite(), -torch.inf).softmax(-1) @ values  # True and False are swapped: True hides here.
+s.where(~hide(s).isfinite(), -torch.inf).softmax(-1) @ values  # True and False are swapped: this shows what to hide.
 right[-1:]  # This is the last token only: return a row for each new token.
 {SCALE_ROWS}"""
 check_cache_step = Exercise(cache_step, CACHES, STEP_TABLE, forbidden=("scaled_dot_product_attention",))
@@ -80,9 +80,9 @@ pairs = lambda y: torch.stack(y.chunk(2, -1), -1).flatten(-2); halves = torch.ca
 rotate(x, -positions, base)  # It turns the other way: the first half is a cos θ − b sin θ.
 pairs(rotate(halves, positions, base))  # Neighbours turn together: pair i with i + head_dim / 2.
 pairs(rotate(x, positions, base))  # The halves are interleaved: put one after the other.
-rotate(x, torch.arange(len(positions)), base); rotate(x, positions + 1, base)  # Use the positions that are given.
+rotate(x, torch.arange(len(positions)), base); rotate(x, positions + 1, base)  # These are not the given positions.
 rotate(x, positions, 10_000.0)  # The base is fixed at 10,000: use the argument.
-rotate(x, positions, 1 / base)  # Later pairs turn faster: the power of the base is negative.
+rotate(x, positions, 1 / base)  # Later pairs turn faster: the power of the base must be negative.
 by = lambda power: rotate(x, positions, base**power)
 by(0.5); by(2); by(half); by(2 * half)  # The power of the base must be −2i / head_dim.
 rotate(x, positions * base ** (-1 / half), base)  # The pairs are counted from 1: the first i is 0.
@@ -92,7 +92,7 @@ torch.cat([a * cos + b * sin, a * sin + b * cos], -1)  # Both signs are plus: th
 torch.cat([a * sin - b * cos, a * cos + b * sin], -1)  # Sine and cosine are swapped: a cos θ − b sin θ comes first.
 torch.cat([new, new * sin + b * cos], -1)  # The second half uses the new a: keep the old.
 torch.cat([a * cos, a * sin + b * cos], -1); x * torch.cat([cos, cos], -1)  # A sine is missing: a turn mixes both.
-rotate(x, positions, base).roll(half, -1)  # The halves are swapped: cos · a − sin · b is first.
+rotate(x, positions, base).roll(half, -1)  # The halves are swapped: a cos θ − b sin θ comes first.
 """
 check_rotate = Exercise(rotate, ROTATED, ROTATE_TABLE)
 
@@ -104,12 +104,12 @@ group = num_heads // key.shape[1]; shared = lambda head: head.expand(-1, num_hea
 key.repeat(1, group, 1, 1)  # The key heads alternate, but neighbours share one: use repeat_interleave.
 key.repeat_interleave(group)  # Without dim, everything is flattened: the heads are axis 1.
 by = lambda times, axis: key.repeat_interleave(times, axis)
-by(num_heads, 1); by(key.shape[1], 1)  # Repeat each head num_heads // num_kv_heads times.
+by(num_heads, 1); by(key.shape[1], 1)  # The number of copies is wrong: each head needs num_heads // kv_heads.
 by(group, 0); by(group, 2); by(group, 3)  # Repeat axis 1, the heads.
 shared(key[:, :1]); shared(key[:, -1:])  # All query heads get one key head: head h gets key head h // group.
 shared(key.mean(1, True)); shared(key.sum(1, True))  # The key heads are added or averaged: each stays what it is.
 key[:, :, None].expand(-1, -1, group, -1, -1)  # The copies have their own axis: flatten it into the heads.
-key  # Nothing is repeated: there must be num_heads of them.
+key  # Nothing is repeated: there must be num_heads heads.
 """
 check_expand_heads = Exercise(expand_heads, EXPANDED, EXPAND_TABLE)
 

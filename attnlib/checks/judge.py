@@ -175,7 +175,7 @@ class _Watch(TorchFunctionMode):
             missing = ": is .mT missing?" if len(b) > 1 and a[-1:] == b[-1:] else "."
             if len(a) > 2 and a == b[::-1]:
                 missing = ": .T reverses all axes, and .mT swaps only the last two."
-            return f"{met} A product needs the last axis of the first to be the last but one of the second{missing}"
+            return f"{met} In a product, the last axis of the first is as long as the second's last but one{missing}"
         if len(longer) == len(shorter) + 1 and longer[:-1] == shorter and name not in ("stack", "cat", "einsum"):
             return f"{met} Is an axis missing: keepdim=True in a sum or maximum, or [..., None]?"
         return met

@@ -47,8 +47,8 @@ both.amax(-1)  # This is the largest projection: the bucket is its index, argmax
 ((half > 0) * 2 ** torch.arange(directions.shape[1])).sum(-1)  # Signs in binary are another hash.
 (half > 0).sum(-1)  # This counts positive projections: take the argmax of projected and −projected.
 both.sign().argmax(-1)  # Only the signs are compared: the largest projection decides.
-torch.stack([half, -half], -1).flatten(-2).argmax(-1)  # First all directions, then all opposites: torch.cat.
-torch.cdist(vectors, torch.cat([directions, -directions], -1).mT).argmin(-1)  # Compare products, not distances.
+torch.stack([half, -half], -1).flatten(-2).argmax(-1)  # Directions and opposites alternate: join them with torch.cat.
+torch.cdist(vectors, torch.cat([directions, -directions], -1).mT).argmin(-1)  # These are distances: compare products.
 """
 check_hash = Exercise(hash_buckets, VECTORS, HASH_TABLE)
 
@@ -64,7 +64,7 @@ torch.stack([order, order]); torch.stack([order, places])  # The second row undo
 sort_and_undo(buckets).flip(0)  # The rows are swapped: the order first, then the undo.
 torch.stack([order, order.flip(0)])  # Reading backwards is not undoing: order.argsort().
 undone(buckets.argsort()); undone(buckets.sort().indices)  # This sort scrambles equal buckets: use stable=True.
-by(1); by(1, True); by(10); by(1000); by(int(buckets.max()) + 1)  # Multiply the bucket by the number of tokens.
+by(1); by(1, True); by(10); by(1000); by(int(buckets.max()) + 1)  # The factor is wrong: it must be len(buckets).
 undone(places)  # Nothing is sorted: these are the positions.
 undone((-buckets).argsort(stable=True)); undone(order.flip(0))  # The largest bucket comes first: sort upwards.
 torch.stack([buckets.sort().values, order])  # This is (values, order): return order and undo.
@@ -82,10 +82,10 @@ same = buckets[:, None] == buckets; order = buckets.argsort(stable=True); undo =
 gap = undo[:, None] - undo; chunk = undo // chunk_size; chunks = chunk[:, None] - chunk
 within = lambda gap, low=1, high=chunk_size: (gap >= low) & (gap <= high)
 by = lambda places: same & within(places[:, None] - places)
-by(order)  # Use undo[i] here, not order[i].
+by(order)  # order[i] is not the place of token i: use undo[i].
 same & (gap >= 1) & (chunks <= 1); same & (gap >= 1) & (chunks == 0)  # Count places, not chunks.
 same & within(gap, 0)  # A token sees itself here: the gap must be at least 1.
-same & within(gap, 1, chunk_size - 1); same & within(gap, 1, chunk_size + 1)  # The gap is <= chunk_size, not less.
+same & within(gap, 1, chunk_size - 1); same & within(gap, 1, chunk_size + 1)  # Off by one: use gap <= chunk_size.
 within(gap)  # Other buckets are seen: compare the buckets too.
 same & (gap >= 1)  # The whole bucket is seen: at most chunk_size places back.
 same & within(gap.abs())  # It looks both ways: the key must come first.
@@ -94,7 +94,7 @@ same & (gap <= chunk_size)  # Later tokens are seen too: the gap must be at leas
 by(torch.arange(len(buckets)))  # The gap is counted in the text: count sorted places.
 (gap >= 1) & (chunks <= 1)  # Compare the buckets too, and count places, not chunks.
 ~visible(buckets, chunk_size)  # The table is the wrong way around: True means that i may see j.
-visible(buckets, chunk_size) | torch.diag(~visible(buckets, chunk_size).any(-1))  # No token sees itself here.
+visible(buckets, chunk_size) | torch.diag(~visible(buckets, chunk_size).any(-1))  # A lone token sees itself: hide it.
 by(buckets.argsort().argsort())  # This sort scrambles equal buckets: use stable=True.
 by((buckets * 100 + torch.arange(len(buckets))).argsort().argsort())  # A fixed factor is too small.
 visible(buckets, chunk_size)[order][:, order]  # Return the table in the order of the text.
@@ -118,7 +118,7 @@ unseen(once, -1e9)  # Real scores may be lower than this one: use −inf.
 once * seen; unseen(scores) - count.log()  # ∞ − ∞ and 0 · ∞ are NaN: hide last.
 once.expand(seen.shape)  # Each round shows what any round sees: hide with its own mask.
 once.masked_fill(seen, -torch.inf)  # The mask is the wrong way around: hide where ~seen is True.
-unseen(scores - seen.sum(-1, True).log()); unseen(scores - seen.sum(1, True).log())  # Count rounds: seen.sum(0).
+unseen(scores - seen.sum(-1, True).log()); unseen(scores - seen.sum(1, True).log())  # Tokens are counted: seen.sum(0).
 unseen(scores - seen.sum().log())  # N is counted over everything: seen.sum(dim=0).
 unseen((scores.exp() / count).log())  # exp overflows: subtract log N from the score.
 count_once(scores, seen).softmax(-1)  # The softmax comes later: return the scores.

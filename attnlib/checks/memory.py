@@ -75,10 +75,10 @@ FOUND = [draw(71 + i, sizes[:4], sizes) for i, sizes in enumerate(SCORE_SIZES)] 
 SCORES_TABLE = """
 Right: one scaled score for each token, head and memory.
 d = query.shape[-1]; over = lambda n, names="bhsd,bhsdk->bhsk": torch.einsum(names, query, keys) / n**0.5
-over(keys.shape[-1]); over(query.shape[1]); over(query.shape[2]); over(query.shape[1] * d)  # Use √head_dim.
+over(keys.shape[-1]); over(query.shape[1]); over(query.shape[2]); over(query.shape[1] * d)  # Wrong root: use √head_dim.
 memory_scores(query, keys).softmax(-1)  # These are weights, after the softmax: return the scores before it.
 query.unsqueeze(2) @ keys; query @ keys  # Queries meet every token's memories, and the scale is missing.
-query[..., None] * keys / d**0.5  # The products are not summed: d is missing right of the arrow.
+query[..., None] * keys / d**0.5  # The products are not summed: leave d out right of the arrow.
 (query[..., None] * keys).sum(-1)  # The sum runs over top_k: it must run over head_dim, dim=-2.
 over(d, "bhsd,bhtdk->bhsk")  # seq_len needs one name: here its keys are summed.
 over(d, "bhsd,bhsdk->bshk")  # The order is (b_s, heads, seq_len, top_k).

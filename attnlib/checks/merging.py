@@ -41,7 +41,7 @@ without(scores.max()) + scores.max()  # Each row needs its own maximum, amax(-1,
 without(scores.mean(-1, keepdim=True)) + scores.mean(-1)  # exp still overflows: subtract the largest score.
 scores.exp().sum(-1)  # The log is missing: this is the sum of the exponentials.
 low; low - top  # The largest score was subtracted: add it again at the end.
-low.exp(); low.exp() + top  # Take the log, then add the largest score.
+low.exp(); low.exp() + top  # The log is missing: take it, then add the largest score.
 low.exp().sum().log() + top  # The sum runs over all rows: use the last axis, dim=-1.
 top[..., None] + low  # A column plus a row is a table: use top.squeeze(-1).
 top  # This is only the largest score: the others count as well.
@@ -82,7 +82,7 @@ weighted(logsumexps.exp() / logsumexps.exp().sum())  # The softmax runs over eve
 weighted(logsumexps.softmax(-1))  # The softmax runs over the tokens: it must run over the parts.
 weighted((-logsumexps).softmax(0))  # The sign is wrong: a larger log-sum-exp means a larger weight.
 weighted(logsumexps.exp().softmax(0))  # softmax takes the exponential itself: leave exp away.
-weighted(logsumexps.nan_to_num(neginf=0.0).softmax(0))  # An empty part keeps its −∞, and so weighs 0.
+weighted(logsumexps.nan_to_num(neginf=0.0).softmax(0))  # The −∞ of an empty part is replaced: keep it, for weight 0.
 weighted(shares) / len(outputs)  # The weights sum to one already: sum, not mean.
 shares[..., None] * outputs  # The parts are weighted, but not yet added up: sum over the parts.
 shares  # These are the weights of the parts: average the outputs with them.
@@ -106,15 +106,15 @@ Right: with a new top, with the old one, and for the first block of all.
 new = torch.maximum(top, scores.max()); kept = total * (top - new).exp()
 step = lambda given, old, exponents: torch.stack([given, old + exponents.exp().sum()])
 rest = lambda old: step(new, old, scores - new)
-rest(total)  # Multiply the old total by exp(top − new_top).
-step(new, total, scores)  # Subtract the new top before exp, and shrink the old total to match.
-step(new, kept, scores)  # Subtract the new top from the new scores, before exp.
+rest(total)  # The old total still belongs to the old top: multiply it by exp(top − new_top).
+step(new, total, scores)  # exp gets the raw scores: subtract the new top, and shrink the old total to match.
+step(new, kept, scores)  # exp gets the raw scores: subtract the new top first.
 step(top, total, scores - top)  # The top must rise when a score is larger: torch.maximum(top, scores.max()).
 rest(total / (top - new).exp())  # The factor is upside down: exp(top − new_top).
-rest(total + (top - new).exp())  # Multiply the old total by the factor, do not add it.
+rest(total + (top - new).exp())  # The factor is added: multiply the old total by it.
 rest(total * top.exp() / new.exp())  # exp(top) overflows: take exp(top − new_top).
 step(scores.max(), total * (top - scores.max()).exp(), scores - scores.max())  # An earlier score may be higher.
-step(new, kept, scores - scores.max()); step(new, kept, scores - top)  # Subtract new_top from the scores.
+step(new, kept, scores - scores.max()); step(new, kept, scores - top)  # This subtracts another top: use new_top.
 step(top, kept, scores - new)  # The total is right, the top is the old one.
 rest(0 * total)  # The old total is missing.
 step(new, kept, scores[:0])  # The new scores are missing.

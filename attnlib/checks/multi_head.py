@@ -59,7 +59,7 @@ wrapped(2, 1)  # Both columns come from one head: make two heads, with d_out=1 e
 wrapped(1, 2, 0.1); wrapped(1, 2, 0.5)  # Dropout is on (the wrapper's default is 0.1): pass dropout=0.0.
 wrapped(1, 1); wrapped(1, 1).repeat(1, 1, 2)  # This is one head with one column: the wrapper needs num_heads=2.
 wrapped(1, 2, qkv_bias=True)  # The Linears have a bias: leave qkv_bias out.
-torch.manual_seed(5) and MultiHeadAttention(x.shape[2], 2, x.shape[1], 0.0, 2)(x)  # out_proj is not in the wrapper.
+torch.manual_seed(5) and MultiHeadAttention(x.shape[2], 2, x.shape[1], 0.0, 2)(x)  # This has out_proj: use the wrapper.
 wrapped(1, 2, seed=0)  # The seed is not 5: call torch.manual_seed(5).
 """
 CHANCE = "call torch.manual_seed(5) right before you make the wrapper."
@@ -98,7 +98,7 @@ COUNT_TABLE = """
 Right: three projections and out_proj, however many heads.
 w = d_in * d_out; b = d_out * qkv_bias; out = d_out**2 + d_out
 num_heads * (3 * w + 3 * b + out); num_heads * (3 * w + 3 * b) + out  # Heads share the matrices: do not count heads.
-num_heads * (3 * w + 3 * b)  # This is the wrapper: heads share d_out here.
+num_heads * (3 * w + 3 * b)  # This counts the wrapper: here heads share d_out columns, and out_proj is added.
 parameter_count(d_out, d_out, num_heads, qkv_bias)  # W_query, W_key and W_value have d_in · d_out weights each.
 3 * w + 3 * d_in * qkv_bias + out  # A bias has d_out numbers, not d_in.
 2 * (w + b) + out; w + b + out  # There are three projections: query, key and value.
@@ -131,9 +131,9 @@ average(hidden(s, dim=1))  # Softmax runs over heads: use dim=-1.
 multi_head(key, query, value, num_heads)  # Query and key are swapped: query @ key.mT.
 multi_head(query, value, key, num_heads)  # Key and value are swapped.
 multi_head(query, key, value, 1)  # This is a single head: cut the columns into num_heads heads.
-mixed(by(alternating))  # Keep each head together.
-join_heads(by(alternating))  # The columns of the heads alternate in the split.
-mixed(right)  # The columns alternate in the join.
+mixed(by(alternating))  # Columns alternate in the split and in the join: keep each head's columns together.
+join_heads(by(alternating))  # The columns of the heads alternate in the split: view them as (heads, head_dim).
+mixed(right)  # The columns alternate in the join: transpose(1, 2), then flatten(-2).
 right  # The heads are not joined yet: (batch, tokens, d_out).
 right.reshape(query.shape)  # The join lacks its transpose, so tokens are mixed.
 join_heads(by(uncrossed)); by(uncrossed).flatten(-2)  # Heads look at heads: transpose after the view.

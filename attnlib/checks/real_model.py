@@ -47,7 +47,7 @@ real = key_mask[..., None]; total = states.where(real, 0.0).sum(1); count = key_
 mean = total / count; first = key_mask.int().argmax(1)
 last = key_mask.shape[1] - 1 - key_mask.flip(1).int().argmax(1); at = lambda n: states[torch.arange(len(n)), n]
 states.mean(1)  # The padding is counted too: leave out the tokens where key_mask is False.
-total / states.shape[1]  # Divide by the number of real tokens of each text, not of all tokens.
+total / states.shape[1]  # This divides by the number of all tokens: divide by the number of real ones in each text.
 total  # This is the sum: divide it by the number of real tokens.
 total / key_mask.sum(); total / (key_mask.sum() / len(states))  # Texts differ: count each text's own tokens.
 total / (count + 1); total / count.sqrt()  # The divisor is count + 1, or a root: divide by the count itself.
@@ -122,7 +122,7 @@ ranked = lambda texts, best=True: (questions @ texts.T).topk(top_k, largest=best
 find = lambda n=top_k: search(documents, questions, n)
 ranked(documents)  # Long documents win: give every document length 1 first.
 ranked(F.normalize(documents, p=1, dim=-1))  # The absolute values sum to 1 here: make the length 1, with p=2.
-ranked(documents / documents.square().sum(-1, True))  # Divide by the length, which is the root of that sum.
+ranked(documents / documents.square().sum(-1, True))  # This divides by the sum of squares: take its root, the length.
 ranked(F.normalize(documents, dim=0))  # Normalise along the last axis, dim=-1.
 find().flip(-1)  # The best document must come first.
 ranked(unit, False)  # These are the least similar documents.

@@ -95,7 +95,7 @@ x @ weight.T  # The bias is missing.
 weight @ x.mT + bias; weight @ x.mT  # The result is transposed: a row for each token, so x @ weight.T.
 weight @ x + bias; weight @ x  # The weight is on the left, which sums over the tokens: x @ weight.T + bias.
 x.mT @ weight.T + bias; x.mT @ weight + bias  # x is transposed: its last axis is already d_in, so x @ weight.T.
-x @ (weight.T + bias); x @ (weight + bias).T; (x + bias) @ weight.T  # The bias comes after the product.
+x @ (weight.T + bias); x @ (weight + bias).T; (x + bias) @ weight.T  # The bias comes too early: add it at the end.
 """
 check_linear = Exercise(linear, LINEARS, LINEAR_TABLE)
 
@@ -136,7 +136,7 @@ def _outputs(answer: Callable) -> Callable:
 
 V2_TABLE = """
 Right: the same numbers, in weights of its own.
-v1; carried(v1).W_query; v1.state_dict()  # Return a new SelfAttention_v2, with layers W_query, W_key and W_value.
+v1; carried(v1).W_query; v1.state_dict()  # W_query, W_key and W_value are not all found: return a SelfAttention_v2.
 [p.data.neg_() for p in v1.parameters()] and carried(v1)  # v1 was changed: write only into the weights of v2.
 SelfAttention_v2(*v1.W_query.shape, qkv_bias=True)  # v1 has no bias here: make v2 without one.
 carried(v1).requires_grad_(False)  # The weights of v2 are frozen: copy into its parameters, which can be trained.

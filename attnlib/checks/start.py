@@ -89,12 +89,12 @@ SIZES = ((2, 3, 7, 11, 5), (1, 4, 2, 3, 6), (5, 1, 1, 130, 2))  # batch, heads, 
 SHAPES = [draw(batch, (batch, heads, q, d), (batch, heads, k, d)) for batch, heads, q, k, d in SIZES]
 SHAPE_TABLE = """
 Right: (batch, heads, q_tokens, kv_tokens).
-(*key.shape[:3], query.shape[2])  # Queries come first: the scores have a row for each query.
+(*key.shape[:3], query.shape[2])  # Queries and keys are swapped: the scores have a row for each query.
 tuple(query.shape); tuple(key.shape)  # This is an input's shape: scores have a row for a query, a column for a key.
 (*query.shape, key.shape[2]); (*query.shape[:3], key.shape[2], query.shape[3])  # head_dim is summed away: drop it.
 (*key.shape[:3], key.shape[2])  # The number of keys appears twice: the axis before the last counts the queries.
 (query.shape[1], query.shape[0], query.shape[2], key.shape[2])  # Batch and heads are swapped: batch comes first.
-(query.shape[2], key.shape[2]); (*query.shape[1:3], key.shape[2])  # Each head of each sentence has its own scores.
+(query.shape[2], key.shape[2]); (*query.shape[1:3], key.shape[2])  # Axes are missing: batch and heads come first.
 torch.zeros(*query.shape[:3], key.shape[2])  # This is a tensor of that shape: return the shape itself.
 """
 PRODUCTS = ("matmul", "einsum", "bmm", "tensordot", "scaled_dot_product_attention")

@@ -54,8 +54,8 @@ def lsh_attention(
         scale: factor on the scores; default: 1.0, so scores reach ‖q_i‖. The paper's is ``head_dim ** -0.5``.
 
     Returns (batch, heads, tokens, value_dim) in the dtype of ``value``. NotImplementedError: under ``torch.vmap``, or
-    its gradient is differentiated again; ``attend`` with a mask can do both. TypeError, ValueError: an argument is of
-    the wrong kind, dtypes or devices differ, or a shape does not fit.
+    if its gradient is differentiated again; ``attend`` with a mask can do both. TypeError, ValueError: an argument is
+    of the wrong kind, dtypes or devices differ, or a shape does not fit.
 
     Source: Kitaev et al. 2020, "Reformer", section 2; N_ij, the rounds in which i sees j, is in its appendix A.
 

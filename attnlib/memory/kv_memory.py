@@ -188,10 +188,13 @@ class KVMemory:
         ``rows`` is one row, several, or a boolean tensor (batch,), True = forget. ValueError: it is something else, or
         there is no such row. RuntimeError: as for ``add``.
         """
+        places = torch.arange(self.batch_size, device=self.device)
         try:
-            chosen = torch.arange(self.batch_size, device=self.device)[rows].flatten().tolist()
+            chosen = places[list(rows) if isinstance(rows, tuple) else rows].flatten().tolist()
         except (IndexError, RuntimeError, TypeError):
-            raise ValueError(f"rows must be some of the {self.batch_size} of the batch; got {rows}") from None
+            chosen = None
+        if chosen is None or isinstance(rows, bool):
+            raise ValueError(f"rows must be some of the {self.batch_size} of the batch; got {rows}")
         self._before_a_change()
         for row in chosen:
             self._cleared[row] = self._next[row]
@@ -286,7 +289,8 @@ class KVMemory:
         """Refuse changes while a reentrant checkpoint may still recompute what it read. Under no_grad there is none."""
         if self._awaited and torch.is_grad_enabled():
             read = "the memory was read by a forward without gradients and is now changed with them"
-            raise RuntimeError(f"{read}. In a reentrant checkpoint, {ADVICE}. Otherwise, do so under torch.no_grad()")
+            advice = f"In a reentrant checkpoint, {ADVICE}. Otherwise, change it under torch.no_grad() too"
+            raise RuntimeError(f"{read}. {advice}")
         self._awaited = 0
         self._writes += 1
 

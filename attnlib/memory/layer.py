@@ -32,8 +32,8 @@ class MemoryAttention(nn.Module):
 
     W_query, W_key and W_value are ``nn.Linear(d_in, num_heads · head_dim)``, out_proj is
     ``nn.Linear(num_heads · head_dim, d_out)``, created in this order. ``log_temperature``, (num_heads,), is learned and
-    starts at log 0.1; ``gate``, (num_heads,), at 0, and is None for "joint". TypeError, ValueError: an invalid size or
-    option, or d_out is not divisible by ``num_heads``.
+    starts at log 0.1; ``gate``, (num_heads,), starts at 0, and is None for "joint". TypeError, ValueError: an invalid
+    size or option, or d_out is not divisible by ``num_heads``.
 
     Source: Wu et al. 2022 (Memorizing Transformers), section 3; unit queries and keys: Henry et al. 2020 (Query-Key
     Normalization for Transformers), section 2.

@@ -95,7 +95,7 @@ def plot_heads(
 ) -> np.ndarray:
     """Draw the attention matrix of each head, (heads, q_tokens, kv_tokens), side by side, on one scale.
 
-    ``labels`` are for the queries, and for the keys too unless they have ``key_labels``. The default of ``titles``, a
+    ``labels`` are for the queries, and for the keys too unless ``key_labels`` are given. The default of ``titles``, a
     line above each head, is "Head 0", "Head 1" …
     """
     (array,) = as_arrays("weights", "(heads, q_tokens, kv_tokens)", weights)
