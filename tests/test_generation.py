@@ -396,10 +396,18 @@ def test_compiled_with_a_cache():
     torch._dynamo.reset()
 
 
+def test_a_batch_of_one_keeps_its_axis():
+    layer, x = GroupedQueryAttention(11, 24, 13, 6, 2), torch.rand(1, 7, 11)
+    assert layer(x).shape == (1, 7, 24)
+    assert layer.attention_weights(x).shape == (1, 6, 7, 7)
+
+
 # Errors
 
 
 def test_errors_of_construction():
+    with pytest.raises(ValueError, match="context_length must be at least 1; got 0"):
+        GroupedQueryAttention(11, 24, 0, 6, 2)
     with pytest.raises(
         ValueError, match="num_heads must be divisible by num_kv_heads; got num_heads=6, num_kv_heads=4"
     ):
