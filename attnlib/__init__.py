@@ -30,7 +30,7 @@ __all__ += ["LSHSelfAttention", "hash_buckets", "lsh_attention", "random_rotatio
 __all__ += ["IVFIndex", "KVMemory", "MemoryAttention", "MemoryHits", "split_memory_heads", "topk_attend"]
 __all__ += ["EinsumExplanation", "Encoder", "explain_einsum", "load_encoder", "sharded_attend", "sharded_search"]
 
-_LATER = ("einsum", "lsh", "memory", "real_model", "sharded")  # on first use, so that ``import attnlib`` stays light
+_LATER = ("einsum", "lsh", "memory", "real_model", "sharded")  # loaded on first use, so importing attnlib is cheap
 
 
 def __getattr__(name: str) -> object:

@@ -72,7 +72,7 @@ class SelfAttention_v1(Layer):
 
     W_query, W_key and W_value, (d_in, d_out), are drawn with ``torch.randn`` in this order; bias_query, bias_key and
     bias_value, (d_out,), are None without ``qkv_bias``. TypeError, ValueError: ``d_in`` or ``d_out`` is not a positive
-    int; in ``forward``, x or ``key_mask`` does not fit. The dtype and device of x are checked by the products alone.
+    int; in ``forward``, x or ``key_mask`` does not fit. Only the matrix products check the dtype and device of x.
 
     Source: Vaswani et al. 2017, section 3.2.1.
 

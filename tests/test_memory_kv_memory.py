@@ -194,6 +194,9 @@ def test_clearing_asks_for_rows_and_not_for_what_a_key_looks_like():
     assert memory.lengths.tolist() == [3, 0]
     memory.clear(torch.tensor([True, False]))
     assert memory.lengths.tolist() == [0, 0]
+    memory.add(key := torch.randn(2, 1, 3, 2), key)
+    memory.clear((0, -1))  # both rows: a tuple is a list, and −1 is the last
+    assert memory.lengths.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -461,7 +464,7 @@ ERRORS = [
     (lambda m: m.search(ONE.half(), 3), TypeError, "query must have the dtype of memory"),
     (lambda m: m.search(ONE, 0), ValueError, "top_k must be at least 1; got 0"),
     (lambda m: m.search(ONE, 2.0), TypeError, "top_k must be an int; got float"),
-    (lambda m: m.clear(2), ValueError, "rows must be some of the 2 of the batch; got 2"),
+    (lambda m: m.clear(2), ValueError, "rows must be rows of the batch, which has 2; got 2"),
     (lambda m: m.clear([0, -3]), ValueError, r"rows must be .*got \[0, -3\]"),
     (lambda m: m.clear(["a"]), ValueError, "rows must be"),
     (lambda m: m.clear(torch.ones(3) > 0), ValueError, r"rows must be .*got tensor\(\[True, True, True\]\)"),

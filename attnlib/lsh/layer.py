@@ -20,6 +20,7 @@ class LSHSelfAttention(nn.Module):
     The directions that the rounds hash with are a buffer, so a saved layer finds the same buckets again and every
     forward pass is deterministic. Each layer draws its own from PyTorch's global generator, after its Linears. During
     training, call ``resample_rotations`` now and then, or before each step, so the layer cannot overfit to one draw.
+    However short a sequence is, it never falls back to full attention.
 
     Args:
         d_in, d_out, num_heads, is_causal, qkv_bias: as in ``MultiHeadAttention``.

@@ -194,7 +194,7 @@ class KVMemory:
         except (IndexError, RuntimeError, TypeError):
             chosen = None
         if chosen is None or isinstance(rows, bool):
-            raise ValueError(f"rows must be some of the {self.batch_size} of the batch; got {rows}")
+            raise ValueError(f"rows must be rows of the batch, which has {self.batch_size}; got {rows}")
         self._before_a_change()
         for row in chosen:
             self._cleared[row] = self._next[row]
